@@ -163,7 +163,7 @@ def trained(machine: Machine, name: str) -> Iterator[Row]:
     # A CPU cannot notice that a batch does not fit: one image or caption at a time fits.
     is_split = not STUDENTS[name](machine).learns_vectors
     first, own = partial(train, machine, name, steps=CHECKED_STEPS), machine.size.batch if is_split else 1
-    expected = losses(first(Compute(), accumulate=str(own)).metrics())
+    expected = losses(first(Compute(), accumulate=own).metrics())
     for compute in machine.computes:
         run, mib = with_peak(machine, partial(first, compute))
         difference = np.abs(losses(run.metrics()) - expected).max() / abs(expected[-1] - expected[0])

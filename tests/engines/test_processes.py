@@ -270,12 +270,15 @@ def test_a_consumer_that_fails_leaves_no_process_at_work(job):
 
 
 SCRIPT = """
+import signal
 import sys
 from functools import partial
 from pathlib import Path
 from dcdctl.core.engines import EngineChoice, open_engine
 from toy_work import Adder, Sum, tasks
 
+# What a shell starts in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = Path(sys.argv[1])
 engine = open_engine(EngineChoice.parse("processes:2"), print)
 works = [Sum(number, seconds=60.0 if number > 5 else 0.5) for number in range(9)]

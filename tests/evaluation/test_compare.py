@@ -16,7 +16,7 @@ from dcdctl.cli.app import app
 from dcdctl.core.errors import CorpusError, StaleError
 from dcdctl.core.evaluation import compare
 from dcdctl.core.evaluation.bootstrap import holm
-from dcdctl.core.report import open_corpus
+from dcdctl.core.report.report import open_corpus
 
 SCRIPT = '"><script>alert(1)</script>'
 CAPTIONS = [["a dog", SCRIPT], ["b & <b>c</b>"], ["d"], ["e", "f"], ["g"]]

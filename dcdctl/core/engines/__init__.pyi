@@ -1,12 +1,11 @@
 from .choice import EngineChoice, open_engine
 from .compute import ON_CPU, Compute
-from .engine import Engine, Task, whole_shards
+from .engine import Engine, Task, TaskRows, whole_shards
 from .options import Embeddings, Inference, Machine
 from .task_files import (
     IMAGE_BYTES,
     RESULTS,
     FilesEngine,
-    TaskRows,
     TasksWrittenError,
     check_rows,
     facts_in,

@@ -6,7 +6,7 @@ A result is arrays, which the caller writes: only the process that calls `map` t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -14,12 +14,26 @@ from dcdctl.core.errors import ModelError, first_line
 from dcdctl.core.progress import Advance
 
 if TYPE_CHECKING:
-    from dcdctl.core.engines.task_files import TaskRows
+    import pyarrow as pa
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 InputOfWorker = TypeVar("InputOfWorker", contravariant=True)
 OutputOfWorker = TypeVar("OutputOfWorker", covariant=True)
+
+
+@dataclass(frozen=True)
+class TaskRows(Generic[Output]):
+    """A task as a file, and how its results are read."""
+
+    job: Mapping[str, Any]
+    """What is done in all tasks of a call, as JSON; `work` is its kind."""
+    rows: pa.Table
+    """All columns but the bytes of images."""
+    images: Callable[[], pa.Array] | None
+    """The image file of each row; rows may share one. None if the rows have paths."""
+    result: Callable[[pa.Table], Output]
+    """What a worker in this process would have returned, from the table of results."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,17 +24,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcdctl.core import artifacts, files, locks
 from dcdctl.core.artifacts import CHECKSUM
-from dcdctl.core.engines.engine import Output, Task, TaskOf, Worker
+from dcdctl.core.engines.engine import Output, Task, TaskOf, TaskRows, Worker
 from dcdctl.core.engines.this_process import ThisProcess
 from dcdctl.core.errors import NUM_EXAMPLES, DcdError, InputError, MissingError, StaleError, first_line
 from dcdctl.core.places import shown
@@ -56,20 +55,6 @@ class TasksWrittenError(DcdError):
     def __init__(self, folder: Path, num_tasks: int, hint: str) -> None:
         super().__init__(f"{counted(num_tasks, 'tasks')} -> {folder}", hint=hint)
         self.folder, self.num_tasks = folder, num_tasks
-
-
-@dataclass(frozen=True)
-class TaskRows(Generic[Output]):
-    """A task as a file, and how its results are read."""
-
-    job: Mapping[str, Any]
-    """What is done in all tasks of a call, as JSON; `work` is its kind."""
-    rows: pa.Table
-    """All columns but the bytes of images."""
-    images: Callable[[], pa.Array] | None
-    """The image file of each row; rows may share one. None if the rows have paths."""
-    result: Callable[[pa.Table], Output]
-    """What a worker in this process would have returned, from the table of results."""
 
 
 class FilesEngine:

@@ -1,3 +1,4 @@
+from .build import CacheJob
 from .cache import OF_ANOTHER, TeacherCache, TeacherEnsemble, read_cache, read_caches
 from .cache_format import CACHE, TEXTS
 from .candidate_lists import Candidates
@@ -22,7 +23,7 @@ from .embedded import (
 )
 from .external_scores import RowNames, plan_scores, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter
-from .job import CacheCost, CacheJob, cache_scores, command_to_compare, preview_cost
+from .job import CacheCost, cache_scores, command_to_compare, preview_cost
 from .picks import NO_PICK, CaptionPicks, NoPicks, Threshold, find_picks, find_threshold
 from .recheck import Recheck, recheck
 from .score_files import READERS, read_batches

@@ -11,18 +11,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcdctl.core import artifacts, files, models, scoring
+from dcdctl.core.arguments import Settings
 from dcdctl.core.artifacts import Build, Parts
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Indices, Scores
 from dcdctl.core.devices import versions
-from dcdctl.core.engines import Compute, Task, ThisProcess, whole_shards
+from dcdctl.core.engines import ON_CPU, Compute, Task, ThisProcess, whole_shards
 from dcdctl.core.models import Scorer
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import (
@@ -54,11 +55,8 @@ from dcdctl.core.teacher.cache_format import (
     write_pairs,
 )
 from dcdctl.core.teacher.candidate_lists import POSITIVE, ROLES
-from dcdctl.core.teacher.candidates import CandidateConfig
+from dcdctl.core.teacher.candidates import CandidateConfig, check_candidates
 from dcdctl.core.teacher.false_negatives import false_negative_filter
-
-if TYPE_CHECKING:
-    from dcdctl.core.teacher.job import CacheJob
 
 # 8 bytes are enough for a caption, which is compared with the captions of its image, or with the texts of a pool: of
 # ten million texts and ten million others, two differ and have one digest with a chance of 5 in a million.
@@ -166,6 +164,42 @@ def _digest(data: bytes, size: int) -> bytes:
 
 BYTES_PER_PAIR = 12
 """At most, on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherJob:
+    """What to compute with a teacher, once, into which folder."""
+
+    out: Path
+    teacher: str = ""
+    """Empty where another program computes (`external_scores`)."""
+    split: str = "train"
+    model_set: Settings | None = None
+    """Settings that the teacher's files lack: image_size=384."""
+    extend: Path | None = None
+    """Finished cache of the same teacher whose scores or vectors are reused."""
+    compute: Compute = ON_CPU
+    """Its folder of features is made if it does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheJob(TeacherJob):
+    """Which pairs to score."""
+
+    data: Path
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    max_images: int | None = None
+    max_pairs: int | None = None
+    """At most so many pairs are scored, beside those that have a score: the best candidates of each query, and the
+    queries first about which `candidates.model` disagrees with the scores of `extend`."""
+    sure_above: float | None = None
+    """A text that has a score above this in `extend` gets no further images: its pick is sure. Not for blocks."""
+
+    def open_corpus(self) -> Corpus:
+        """The corpus; an error for candidates that it cannot have."""
+        corpus = Corpus.open(self.data, self.split, self.max_images)
+        check_candidates(corpus, self.candidates)
+        return corpus
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import job_of_scores, pair_rows
 from dcdctl.core.teacher import build, score_files
+from dcdctl.core.teacher.build import CacheJob
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import (
     CACHE,
@@ -42,7 +43,6 @@ from dcdctl.core.teacher.cache_format import (
     shards_of,
     write_pairs,
 )
-from dcdctl.core.teacher.job import CacheJob
 
 NO_SCORER = dict.fromkeys(("image_size_px", "max_text_len", "precision", "features"))
 """What a plan says of a teacher that dcdctl runs."""

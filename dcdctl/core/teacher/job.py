@@ -6,7 +6,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from dcdctl.core import artifacts, files, locks, models
-from dcdctl.core.arguments import Settings
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, counted_corpus
-from dcdctl.core.engines import ON_CPU, Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import StaleError
 from dcdctl.core.models import Model, Scorer
 from dcdctl.core.places import shown
@@ -25,32 +24,16 @@ from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import PairScorer, measure_rate, open_source
 from dcdctl.core.teacher import build
 from dcdctl.core.teacher.budget import LEFT_OUT
-from dcdctl.core.teacher.build import BYTES_PER_PAIR, PlannedCache, kind_of, score_pairs
+from dcdctl.core.teacher.build import BYTES_PER_PAIR, CacheJob, PlannedCache, kind_of, score_pairs
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import CACHE, DROPPED_FILE, Pairs, read_shard
-from dcdctl.core.teacher.candidates import CandidateConfig, check_candidates, most_pairs
+from dcdctl.core.teacher.candidates import most_pairs
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """Largest allowed difference of a recomputed score, by precision, relative to max(1, |cached score|)."""
 HALF_WEIGHTS = {"bfloat16": 0.25, "float16": 0.03}
 """Largest allowed difference for a model whose weights have this type. Its head rounds too: bfloat16 logits of 16 to 32
 have steps of 0.125."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherJob:
-    """What to compute with a teacher, once, into which folder."""
-
-    out: Path
-    teacher: str = ""
-    """Empty where another program computes (`external_scores`)."""
-    split: str = "train"
-    model_set: Settings | None = None
-    """Settings that the teacher's files lack: image_size=384."""
-    extend: Path | None = None
-    """Finished cache of the same teacher whose scores or vectors are reused."""
-    compute: Compute = ON_CPU
-    """Its folder of features is made if it does not exist."""
 
 
 POOL_RECIPE = "pool-distilled"
@@ -63,26 +46,6 @@ def command_to_compare(data: Path, split: str, teacher: str, out: str) -> str:
     of_split = [] if split == "train" else ["--split", split]
     words = ["--data", shown(data), *of_split, "--teacher", teacher, "--recipe", POOL_RECIPE, "--out", out]
     return shlex.join(["dcdctl", "cache-teacher", *words])
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheJob(TeacherJob):
-    """Which pairs to score."""
-
-    data: Path
-    candidates: CandidateConfig = field(default_factory=CandidateConfig)
-    max_images: int | None = None
-    max_pairs: int | None = None
-    """At most so many pairs are scored, beside those that have a score: the best candidates of each query, and the
-    queries first about which `candidates.model` disagrees with the scores of `extend`."""
-    sure_above: float | None = None
-    """A text that has a score above this in `extend` gets no further images: its pick is sure. Not for blocks."""
-
-    def open_corpus(self) -> Corpus:
-        """The corpus; an error for candidates that it cannot have."""
-        corpus = Corpus.open(self.data, self.split, self.max_images)
-        check_candidates(corpus, self.candidates)
-        return corpus
 
 
 @dataclass(frozen=True, kw_only=True)

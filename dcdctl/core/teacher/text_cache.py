@@ -42,8 +42,9 @@ from dcdctl.core.memory import Fitting
 from dcdctl.core.models import QuerySpace, Searchable
 from dcdctl.core.places import url_of
 from dcdctl.core.progress import Advance, Track, silent
+from dcdctl.core.teacher.build import TeacherJob
 from dcdctl.core.teacher.cache_format import TEXTS
-from dcdctl.core.teacher.job import TeacherJob, tolerance
+from dcdctl.core.teacher.job import tolerance
 
 TEXTS_PER_PART = 8192
 """Texts that are written atomically."""

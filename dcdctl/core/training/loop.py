@@ -53,7 +53,7 @@ class TrainingOptions:
     """Weights & Biases project that also receives the logged numbers."""
 
     def __post_init__(self) -> None:
-        if self.micro_batches < 1:
+        if not isinstance(self.micro_batches, int) or self.micro_batches < 1:
             raise ConfigError(
                 f"a batch cannot be split into {self.micro_batches} micro-batches",
                 hint="expected a number of at least 1",
