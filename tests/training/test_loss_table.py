@@ -164,7 +164,7 @@ def test_each_setting_and_part_of_a_batch_moves_the_losses_that_read_it_and_no_o
     moved = {
         **{
             field: loss_of(name, replace(config, **{field: getattr(defaults, field)}), batch)
-            for field in list(READERS)[:4]
+            for field in ("temperature", *OPTIONS)
         },
         "calibration": loss_of(name, config, batch, calibrate=calibration(1, 0)),
         "a teacher's score": loss_of(name, config, replace(batch, teacher_RC=more_scores)),

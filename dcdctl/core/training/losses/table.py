@@ -17,9 +17,6 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses import all_pairs, lists, official, vectors
 
-OF_SOME_LOSSES = ("alpha", "label_smoothing", "weight_group")
-"""The settings that only some losses read. Their defaults stand for no setting."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -256,7 +253,8 @@ LOSSES: dict[str, Loss] = {
         calibrated=True,
     ),
 }
-
+OF_SOME_LOSSES = sorted(set().union(*(loss.options for loss in LOSSES.values())))
+"""The settings that only some losses read. Their defaults stand for no setting."""
 VECTOR_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "embedding-cosine": vectors.embedding_cosine,
     "embedding-mse": vectors.embedding_mse,
