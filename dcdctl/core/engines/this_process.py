@@ -19,31 +19,31 @@ class ThisProcess:
     ) -> Iterator[tuple[TaskOf, Output]]:
         """The result of each task, in order.
 
-        Each task is started before the one ahead of it is computed, as `Worker.start` says.
+        The next task is started before the current one is computed, as `Worker.start` says.
         """
         worker: Worker[Any, Output] | None = None
-        before: tuple[TaskOf, Callable[[Advance], Output]] | None = None
-        started: tuple[TaskOf, Callable[[Advance], Output]] | None = None
+        current: tuple[TaskOf, Callable[[Advance], Output]] | None = None
+        following: tuple[TaskOf, Callable[[Advance], Output]] | None = None
         error: Exception | None = None
         remaining = iter(tasks)
         try:
             while True:
+                following = None
                 try:
                     task = next(remaining, None)
-                    if task is None:
-                        break
-                    worker = worker or make_worker()
-                    started = task, worker.start(task.inputs())
-                except Exception as reason:  # raised when the task before it is done and written
+                    if task is not None:
+                        worker = worker or make_worker()
+                        following = task, worker.start(task.inputs())
+                except Exception as reason:
                     error = reason
-                    break
-                if before is not None:
-                    yield before[0], before[1](advance)
-                before = started
-            if before is not None:
-                yield before[0], before[1](advance)
-            if error is not None:
-                raise error
+                if current is not None:
+                    yield current[0], current[1](advance)
+                # Only now, so that the current task is done and written.
+                if error is not None:
+                    raise error
+                if following is None:
+                    return
+                current = following
         finally:
             # The traceback of an error would keep what was begun, and with it the threads that read.
-            worker = before = started = None
+            worker = current = following = None

@@ -92,9 +92,10 @@ class QueryTarget(Target):
             rows += self.embed_texts(texts[1:])
         with torch.no_grad():
             original = self.model.embed_texts(self.model.preprocess.texts(texts)).flatten(1)
-        none = torch.empty(0, 1)
-        exported = Vectors(none, pad_sequence(rows, True).flatten(1))
-        return (compare_vectors("fp32", exported, Vectors(none, original), hint=NOT_WRITTEN),)
+        exported = pad_sequence(rows, batch_first=True).flatten(1)
+        no_images = torch.empty(0, 1)
+        ours, theirs = Vectors(no_images, original), Vectors(no_images, exported)
+        return (compare_vectors("fp32", theirs, ours, hint=NOT_WRITTEN),)
 
 
 class QuerySentenceTransformers(QueryTarget, SentenceTransformers):
@@ -119,8 +120,8 @@ class QuerySentenceTransformers(QueryTarget, SentenceTransformers):
         from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 
         def dense(layer: nn.Linear, activation: nn.Module) -> Any:
-            sizes, weights = (layer.in_features, layer.out_features), (layer.weight.detach(), layer.bias.detach())
-            return Dense(*sizes, True, activation, *weights)
+            weight, bias = layer.weight.detach(), layer.bias.detach()
+            return Dense(layer.in_features, layer.out_features, True, activation, weight, bias)
 
         encoder, projection = self.model.network.encoder, self.model.network.projection
         tokenizer, length = copy.deepcopy(self.model.preprocess.tokenizer), self.model.preprocess.max_text_len

@@ -17,32 +17,35 @@ from dcdctl.core.models.references.folders import SETTINGS_FILE
 FORMAT_VERSION = 2
 REMAKE = "save it again with this dcdctl: `dcdctl convert`, `distill`, `index` or `export` makes such a folder"
 NOT_KEPT = ("format", artifacts.FILES, artifacts.FINGERPRINT)
-"""Entries that follow from the files."""
+"""Entries that follow from the files: `seal_again` makes them from what is there."""
 NOTES = ("*.md", "LICENSE*", ".*")
 """Files that may be added to a saved model, because no loader reads them."""
 
 
-def seal_again(folder: Path) -> None:
-    """List the files of a folder that `save` wrote again, after files were added or changed."""
-    seal(folder, {key: value for key, value in read_seal(folder).items() if key not in NOT_KEPT})
-
-
 def seal(folder: Path, settings: Table) -> None:
-    """Write dcdctl.json."""
+    """Write dcdctl.json: the settings, and the size and SHA-256 of every other file."""
     listed = artifacts.list_files(folder, sorted(_file_names(folder)))
     artifacts.write_document(folder / SETTINGS_FILE, {"format": FORMAT_VERSION, **settings, artifacts.FILES: listed})
 
 
+def seal_again(folder: Path) -> None:
+    """Write dcdctl.json again with the settings that it has, after files of the folder were added or changed."""
+    seal(folder, {key: value for key, value in read_seal(folder).items() if key not in NOT_KEPT})
+
+
 def digest_of_files(folder: Path) -> str:
-    """A digest of all files of a model that decide what it computes, without opening it: as they were saved, so that a
-    damaged file is not taken for another model."""
+    """A digest of all files that decide what a model computes, without loading it.
+
+    For a folder that `save` wrote it is made of the checksums in dcdctl.json, so that a damaged file is not taken for
+    another model.
+    """
     if (folder / SETTINGS_FILE).exists():
         return files.digest_of(listed_in(folder))
     return files.digest_of({name: artifacts.sha256_of(folder / name) for name in sorted(_file_names(folder))})
 
 
 def _file_names(folder: Path) -> set[str]:
-    """The paths of the files that dcdctl.json lists, relative to the folder."""
+    """The files that dcdctl.json has to list: all but itself and NOTES, by their paths relative to the folder."""
     names = set()
     for path in folder.rglob("*"):
         inside = path.relative_to(folder)

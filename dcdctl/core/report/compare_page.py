@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dcdctl.core import evaluation
-from dcdctl.core.arguments import optional_path, path
+from dcdctl.core import arguments, evaluation
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.evaluation import CompareJob, Comparison, PairwiseComparison, RankShift, SavedEvaluation
 from dcdctl.core.report import html
@@ -25,11 +24,12 @@ MAX_QUERIES = 80
 
 
 def write_page_of(job: CompareJob, comparison: Comparison) -> bool:
-    """Write the page that a job asks for; whether it has the images of its queries."""
+    """Write the page that a job asks for. False if the images of its queries are not there, so that it has only their
+    names."""
     assert job.html is not None
     needs_images = comparison.lists_queries
-    corpus = open_corpus(comparison.evaluation, optional_path(job.data)) if needs_images else None
-    write_comparison_page(path(job.html), comparison, corpus)
+    corpus = open_corpus(comparison.evaluation, arguments.optional_path(job.data)) if needs_images else None
+    write_comparison_page(arguments.path(job.html), comparison, corpus)
     return corpus is not None or not needs_images
 
 
@@ -45,7 +45,8 @@ def write_comparison_page(path: Path, comparison: Comparison, corpus: Corpus | N
                 for column in query.columns:
                     answers.update(answer.candidate for answer in column.answers)
     summary, *tables = evaluation.comparison_tables(comparison)
-    base, details = comparison.names[comparison.base], {}
+    base = comparison.names[comparison.base]
+    details = {}
     for pairwise, table in zip(comparison.comparisons, tables, strict=True):
         details[f"{comparison.names[pairwise.letter]} compared with {base}"] = table
     html.write(

@@ -71,8 +71,10 @@ class ModelResults:
         """Images that the timed query is compared with; None if no query was timed."""
         if self.times is not None:
             return self.times.num_images
-        # Only cascades have depths.
-        return self.ranked.evaluation.gallery_size if self.result is not None and self.result.reranked else None
+        if self.result is None or not self.result.reranked:
+            return None
+        # Only cascades have depths, and cascades have ranks.
+        return self.ranked.evaluation.gallery_size
 
     @property
     def query_ms(self) -> tuple[float, ...]:
@@ -191,7 +193,7 @@ def read_report(
 
 def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
     """The model of a folder, and the cascade that starts from it."""
-    # An agreement on a pool is another report than the recalls that are beside it.
+    # Recalls come first: an agreement on a pool is read only where there are none.
     alone = SavedEvaluation.find(folder) or SavedAgreement.find(folder)
     cascaded = SavedEvaluation.find(folder, CASCADE_FILES)
     times = read_times(folder / "bench.json", "student")
@@ -223,10 +225,13 @@ def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
 
 
 def _with_teacher_times(report: Report) -> tuple[ModelResults, ...]:
-    """The models, the teacher with the times in its students' bench.json, and all others with their speed-up over one
-    time of their teacher: that of the first benchmark with it in a gallery of that size."""
+    """The models with their times: the teacher has those in its students' bench.json, and the others their speed-up
+    over their teacher.
+
+    `dcdctl bench` writes the times of both models into the folder of the student, so a teacher has many. The first one
+    in a gallery of the same size counts for all.
+    """
     models, teacher = report.models, report.of_role("teacher")
-    # `dcdctl bench` writes the times of both models into the folder of the student, so a teacher has many.
     first: dict[tuple[str, int], QueryTimes] = {}
     for model in models:
         if model.times is not None and (times := read_times(model.folder / "bench.json", "teacher")) is not None:

@@ -26,12 +26,12 @@ IMAGE_PX = 240
 def write_search_page(
     path: Path, index: ImageIndex, question: Question, answer: SearchAnswer, track: Track = silent
 ) -> None:
-    """Write the page of a search by a text or by the image in a file, or of a list: the hits with small images.
+    """Write the page of an answer: the hits with small images, and the query's own image if it is in a file.
 
     InputError if the file cannot be written.
     """
-    file = question.image if isinstance(question, CombinedQuery) else question
-    query_image = html.embed_image(read_image(file), IMAGE_PX) if isinstance(file, Path) else None
+    given = question.image if isinstance(question, CombinedQuery) else question
+    query_image = html.embed_image(read_image(given), IMAGE_PX) if isinstance(given, Path) else None
     total = index.num_images if answer.total is None else answer.total
     with track("read images", total=len(answer.hits), unit="images") as advance:
         cards = list(_hit_cards(index, answer, advance))
@@ -49,8 +49,8 @@ def write_search_page(
 def _hit_cards(index: ImageIndex, answer: SearchAnswer, advance: Advance) -> Iterator[dict[str, object]]:
     for hit in answer.hits:
         logit = [] if hit.reranked is None else [f"logit {hit.reranked:.3f}"]
-        bm25 = [] if hit.bm25 is None else [f"BM25 {hit.bm25:.3f}"]
         cosine = [] if hit.score is None else [f"cosine {hit.score:.4f}"]
+        bm25 = [] if hit.bm25 is None else [f"BM25 {hit.bm25:.3f}"]
         image = image_of(index, hit.row)  # None if it is gone
         yield {
             "image": None if image is None else html.embed_image(image, IMAGE_PX),

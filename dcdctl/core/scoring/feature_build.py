@@ -69,17 +69,17 @@ def open_or_build(
     name = f"{corpus.split}-{corpus.fingerprint[:12]}-{encoders.digest[:12]}"
     build = Build(root / name, expected, FEATURES)
     opened = None if build.is_sealed else _find_larger(root, corpus, encoders.digest)
+    if opened is None and not build.is_sealed:
+        with build.lock(wait=track):
+            if not build.is_sealed:  # another run may have sealed it meanwhile
+                model.to(compute.device).eval()
+                _build(build, CorpusSource(corpus, model.preprocess), model, compute, track)
     if opened is None:
-        if not build.is_sealed:
-            with build.lock(wait=track):
-                if not build.is_sealed:  # another run may have sealed it meanwhile
-                    model.to(compute.device).eval()
-                    _build(build, CorpusSource(corpus, model.preprocess), model, compute, track)
         plan, seal = FEATURES.read_plan_and_seal(build.folder)
         build.expect(plan)
         opened = Features(corpus, build.folder, plan, seal["files"])
-    for name, part in opened.parts.items():
-        FEATURES.check_part(opened.folder, name, part["bytes"])
+    for file, part in opened.parts.items():
+        FEATURES.check_part(opened.folder, file, part["bytes"])
     return replace(opened, corpus=corpus, only_first=model.kind == "dual")
 
 
@@ -122,8 +122,8 @@ def _files_of(corpus: Corpus) -> tuple[dict[str, range], dict[str, range]]:
 
 
 def _take_stored(parts: Parts, corpus: Corpus, text_digest: str) -> None:
-    """Take files that another folder of the root has for the same images or captions, by encoders of the same
-    digest."""
+    """Take files that other folders of the root have: images by the same encoders, and captions by the same text
+    encoder."""
     build = parts.build
     for stored in _stored_nearby(build.folder.parent, corpus):
         is_whole = stored.corpus.num_images == corpus.num_images
@@ -146,8 +146,10 @@ def _take_stored(parts: Parts, corpus: Corpus, text_digest: str) -> None:
 
 @torch.inference_mode()
 def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute) -> tuple[Parts, Indices]:
-    """The parts of the build with its whole plan, and the number of tokens of each caption; InputError if the disk is
-    too small."""
+    """Begin to store: complete the plan by the sizes that the encoders show, and take files that are stored already.
+
+    The parts to write, and the number of tokens of each caption. InputError if the disk is too small.
+    """
     corpus, folder = source.corpus, planned.folder
     lengths = np.ones(corpus.num_captions, dtype=np.int64)
     if not encoders.pools_texts:
@@ -297,5 +299,5 @@ def _to_half(states: States) -> tuple[Half, NDArray[np.bool_]]:
 
 
 def _save(build: Build, name: str, array: NDArray[Any]) -> None:
-    with build.write(name) as partial, partial.open("wb") as file:
+    with build.write(name) as unfinished, unfinished.open("wb") as file:
         np.save(file, array)

@@ -63,7 +63,7 @@ class FolderIndex(ImageIndex):
             ann.require(segment.kind)
         self.images = SourceImages(str(folder), document.sources)
         # Caches of this instance: a decorated method would keep every opened index alive.
-        # 1,024 groups of 1,024 rows: a column of a million images.
+        # A column of a million images has 1,024 groups of 1,024 rows.
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
         self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
         # Unbounded, because each query asks every segment.
@@ -175,6 +175,20 @@ class FolderIndex(ImageIndex):
                 candidates[query] = np.concatenate([candidates[query], rows])
         return candidates
 
+    def _candidates_in(self, segment: Segment, queries_QD: Floats, k: int) -> list[Rows]:
+        """Candidate rows of a segment that were not removed; at least k, if it has as many."""
+        # Twice k, because graphs and codes order the best only roughly.
+        count = min(max(self.config.candidates, 2 * k), segment.rows)
+        is_gone = self.is_removed[segment.first_row : segment.stop]
+        enough = min(k, segment.rows - int(is_gone.sum()))
+        while True:
+            candidates = [rows_C[rows_C >= 0] for rows_C in self._segment(segment).candidates(queries_QD, count)]
+            live = [rows[~is_gone[rows]] + segment.first_row for rows in candidates]
+            if count == segment.rows or all(len(rows) >= enough for rows in live):
+                return live
+            # Removed rows took the places of others, so more candidates are requested.
+            count = min(4 * count, segment.rows)
+
     def _find_matching(self, where: Condition) -> Rows:
         """The rows that meet a condition, ascending, without removed ones."""
         names = sorted(columns_of(where))
@@ -198,22 +212,9 @@ class FolderIndex(ImageIndex):
                 hint="`dcdctl inspect` lists the columns of an index",
             )
 
-    def _candidates_in(self, segment: Segment, queries_QD: Floats, k: int) -> list[Rows]:
-        """Candidate rows of a segment that were not removed; at least k, if it has as many."""
-        # Twice k, because graphs and codes order the best only roughly.
-        count = min(max(self.config.candidates, 2 * k), segment.rows)
-        is_gone = self.is_removed[segment.first_row : segment.stop]
-        enough = min(k, segment.rows - int(is_gone.sum()))
-        while True:
-            candidates = [rows_C[rows_C >= 0] for rows_C in self._segment(segment).candidates(queries_QD, count)]
-            live = [rows[~is_gone[rows]] + segment.first_row for rows in candidates]
-            if count == segment.rows or all(len(rows) >= enough for rows in live):
-                return live
-            # Removed rows took the places of others, so more candidates are requested.
-            count = min(4 * count, segment.rows)
-
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
-        """The hits of `nearest` for each query, of copies and look-alikes the best one (`all_copies`)."""
+        """The hits of `nearest` for each query; only the best one of copies and look-alikes is a hit, unless
+        `all_copies`."""
         most = max(self.num_images, 1)
         k = count = min(k, most)
         while True:
@@ -229,7 +230,8 @@ class FolderIndex(ImageIndex):
         return hits_Q
 
     def _distinct(self, rows_K: Rows) -> Rows:
-        """The places of the rows, best first, without those of the group of one before; -1 is no row."""
+        """The places in `rows_K`, best first, of the rows that are hits: of a group of copies its first row, unless
+        `all_copies`. A row of -1 is none."""
         places = np.flatnonzero(rows_K >= 0)
         if self.all_copies or not self._copies():
             return places
@@ -251,8 +253,9 @@ class FolderIndex(ImageIndex):
         self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
     ) -> list[tuple[Hit, ...]]:
         assert self.document.keywords is not None  # `check_hybrid` was called before
-        # As deep for every small k, so that the first hits do not change with k.
-        words, depth = self._words(self.folder, self.document.keywords), max(k, keywords.DEPTH)
+        words = self._words(self.folder, self.document.keywords)
+        # One depth for every small k, so that the first hits do not change with k.
+        depth = max(k, keywords.DEPTH)
         _, rows_QK = self.nearest(vectors_QD, min(depth, max(self.num_images, 1)), where)
         # Removed rows have no words.
         is_out = self.is_removed
@@ -336,8 +339,8 @@ class FolderIndex(ImageIndex):
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
         path = part_files.part_path(self.folder, self.parts[part])
-        # Ten names may be in ten files, and opening a file takes longer than reading from it.
         with part_files.reading(path):
+            # Ten hits may be in ten files, and reading a footer takes longer than reading a name.
             file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
             strings = file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
             strings.validate(full=True)

@@ -142,7 +142,7 @@ class ImageIndex(ABC):
     ) -> Listing:
         """The images that meet a condition, without a query: `k` of them, after the first `offset`, in an order, or in
         that of rows. InputError for a store, ValueError for k below 1 or a negative offset."""
-        # Not abstract: the engines of stores answer queries, and have no common order of text and of missing values.
+        # Not abstract: stores answer queries, and have no common order of text and of missing values.
         raise InputError(
             f"{self.location} is a store, which lists no images without a query",
             hint="search by a text or an image, or list the images of the index in its folder",
@@ -150,15 +150,15 @@ class ImageIndex(ABC):
 
     def why_none(self, where: Condition) -> str:
         """The note for a condition that no image meets."""
-        # Not abstract: the values of a store are in its engine.
+        # Not abstract: the values of a store are in another program.
         return NO_IMAGE
 
     def check_hybrid(self) -> None:
         """MissingError if it cannot be searched by words."""
         if not self.has_keywords:
-            is_folder = Path(self.location).is_dir()
-            add = f"add them: dcdctl change {self.location} --set keywords=true"
-            hint = add if is_folder else "hybrid search needs an index in a folder"
+            hint = "hybrid search needs an index in a folder"
+            if Path(self.location).is_dir():
+                hint = f"add them: dcdctl change {self.location} --set keywords=true"
             raise MissingError(f"{self.location} has no words of captions and file names", hint=hint)
 
     def hybrid(
@@ -167,7 +167,8 @@ class ImageIndex(ABC):
         """For each query the k images of the best ranks by words and by vectors, fused (`keywords.fuse`); `texts` are
         those of the vectors.
 
-        Only for an index with words (`check_hybrid`); otherwise as `search`.
+        Only for an index with words (`check_hybrid`). The condition, the errors and the number of hits are those of
+        `search`.
         """
         # Not abstract: an index without words has no more to say.
         raise NotImplementedError
@@ -211,8 +212,8 @@ class ImageIndex(ABC):
 
 
 def text_side_beside(model: Path, query_model: str | None) -> Path | None:
-    """The folder of the text side of an index, of a query encoder or of the model itself, beside its model's; None if
-    there is none."""
+    """The folder with the text side of a query encoder, or of the model itself if that is None, beside the folder of
+    the model; None if there is none."""
     for path in sorted(model.parent.glob(f"{TEXT}*/{TextTower.FILE}")):
         # Whatever else is there, and damage, `TextTower.open` finds.
         if files.read_json(path, error=StaleError).get("query_model") == query_model:

@@ -1,4 +1,7 @@
-"""Doing tasks that `--engine files:DIR` wrote: scores of pairs, or vectors of images, whichever they ask for."""
+"""Doing tasks that `--engine files:DIR` wrote: each asks for scores of pairs or for vectors of images.
+
+This is in `search` because it is the last room whose commands write tasks; `data.do_tasks` reads and writes the files.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Files of scores from elsewhere, read in batches: Parquet, CSV or JSON lines, one pair a row.
 
-Columns: image_id, caption_id and score; image_index, caption_index and caption of a task are read where a file still
-has them. A caption may stand in for caption_id, and relevance or clicks for score.
+Columns: image_id, caption_id and score. A caption may stand in for caption_id, and relevance or clicks for score.
+Scores of tasks may have kept their image_index, caption_index and caption, which are read too.
 """
 
 from __future__ import annotations
@@ -40,19 +40,17 @@ COLUMNS = {
 """Every column that is read, with the type to which it is converted."""
 SCORES = {"score": None, "relevance": "relevance", "clicks": "log(1 + clicks)"}
 """The columns that give a score, and how the plan of a cache describes it; None for a model's score as it is."""
-# About 10 MB of columns.
 ROWS_PER_BATCH = 2**18
+"""Of Parquet: about 10 MB of columns."""
 BYTES_PER_BATCH = 2**25
 """Of a text file."""
 _ROWS_HINT = "give a row per pair with image_id, caption_id (or caption) and score (or relevance, or clicks)"
-
-
 RecordBatches = Iterator[pa.RecordBatch]
 
 
 def read_batches(path: Path) -> RecordBatches:
-    """The rows of a file, with the COLUMNS that it has, in their types, and a score that relevance or clicks give;
-    InputError for a file that cannot be used."""
+    """The rows of a file in batches: those of COLUMNS that it has, each in its type, and always a score, which
+    relevance or clicks may give. InputError for a file that cannot be used."""
     try:
         for batch in READERS[path.suffix.lower()](path):
             known = {name: batch.column(name).cast(COLUMNS[name]) for name in batch.schema.names if name in COLUMNS}

@@ -157,8 +157,8 @@ class RawPairScorer(FusionScorer):
 
 
 def check_read(network: nn.Module, ref: str, what: str) -> None:
-    """ModelError if transformers did not read a weight of the network: it fills those with random numbers."""
-    # It marks the weights that it has read.
+    """ModelError if the files of `ref` lacked a weight of the network, which transformers fills with random numbers."""
+    # transformers marks the weights that it has read.
     missing = {name for name, value in network.named_parameters() if not getattr(value, "_is_hf_initialized", False)}
     check_complete(ref, missing, what)
 
