@@ -31,7 +31,7 @@ Refs = Ref | Sequence[Ref]
 Overrides = Mapping[str, Any]
 """Settings by dotted name: {"optimizer.steps": 20}."""
 Settings = Overrides | Sequence[str]
-"""The same, or as a command line has them: ["optimizer.steps=20"]."""
+"""Settings by dotted name, or as a command line has them: ["optimizer.steps=20"]."""
 Kind = Literal[
     "path",
     "place",

@@ -6,14 +6,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from processes import FAULT_TRIALS
-from toy_work import Adder, Sum, expected, tasks
+from toy_work import Adder, Sum, ToyJob, expected
 
 from dcdctl.core.engines import EngineChoice, open_engine
 from dcdctl.core.errors import ConfigError, DcdError, MissingError, StaleError
@@ -24,30 +22,12 @@ NUM_TRIALS = int(os.environ.get(FAULT_TRIALS, "1"))
 """How often each fault is tried; docs/evidence/reliability.md says how often it was."""
 
 
-class Job:
+class Job(ToyJob):
     """Tasks on a cluster, and what came of them."""
 
     def __init__(self, folder: Path, workers: int = 2) -> None:
-        self.folder, self.said = folder, list[str]()
-        self.results: dict[int, list[int]] = {}
-        self.units = 0
+        super().__init__(folder)
         self.engine = open_engine(EngineChoice(engine="ray", workers=workers), self.said.append)
-
-    def run(
-        self,
-        works: list[Sum],
-        after: Callable[[int], None] = lambda count: None,
-        make_worker: Callable[[], Any] | None = None,
-    ) -> None:
-        """Do the tasks; `after` is called with the number of results after each."""
-        make_worker = make_worker or partial(Adder.make, self.folder)
-        for task, result in self.engine.map(tasks(works), make_worker, self.advance):
-            assert task.shard not in self.results
-            self.results[task.shard] = result.tolist()
-            after(len(self.results))
-
-    def advance(self, count: int) -> None:
-        self.units += count
 
     def processes(self, node: str = "") -> list[int]:
         """The processes of workers, on a node or on all."""

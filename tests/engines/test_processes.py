@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from processes import FAULT_TRIALS, TIMEOUT_S
-from toy_work import Adder, Sum, expected, tasks
+from toy_work import Adder, Sum, ToyJob, expected, tasks
 
 from dcdctl.core.engines import EngineChoice, Task, open_engine
 from dcdctl.core.engines.open_tasks import TRIES
@@ -24,30 +24,12 @@ from dcdctl.core.errors import ConfigError, DcdError, InputError, ModelError
 from dcdctl.core.progress import Advance, unsaid
 
 
-class Job:
+class Job(ToyJob):
     """Tasks of two processes, and what came of them."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.said = folder, list[str]()
-        self.results: dict[int, list[int]] = {}
-        self.units = 0
+        super().__init__(folder)
         self.engine = Processes(2, 1, self.said.append)
-
-    def run(
-        self,
-        works: list[Sum],
-        after: Callable[[int], None] = lambda count: None,
-        make_worker: Callable[[], Any] | None = None,
-    ) -> None:
-        """Do the tasks; `after` is called with the number of results after each."""
-        make_worker = make_worker or partial(Adder.make, self.folder)
-        for task, result in self.engine.map(tasks(works), make_worker, self.advance):
-            assert task.shard not in self.results
-            self.results[task.shard] = result.tolist()
-            after(len(self.results))
-
-    def advance(self, count: int) -> None:
-        self.units += count
 
     def processes(self) -> list[int]:
         """The processes that have made a worker."""

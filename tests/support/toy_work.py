@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core.engines import Task
+from dcdctl.core.engines import Engine, Task
 from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance
 
@@ -76,3 +76,30 @@ def _same(work: Sum) -> Sum:
 def expected(works: list[Sum]) -> dict[int, list[int]]:
     """The results by the numbers of tasks."""
     return {number: (np.arange(work.size) * work.number).tolist() for number, work in enumerate(works)}
+
+
+class ToyJob:
+    """Tasks of an engine, and what came of them. Who makes one gives it an `engine` that says its lines to `said`."""
+
+    engine: Engine
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.said = folder, list[str]()
+        self.results: dict[int, list[int]] = {}
+        self.units = 0
+
+    def run(
+        self,
+        works: list[Sum],
+        after: Callable[[int], None] = lambda count: None,
+        make_worker: Callable[[], Any] | None = None,
+    ) -> None:
+        """Do the tasks; `after` is called with the number of results after each."""
+        make_worker = make_worker or partial(Adder.make, self.folder)
+        for task, result in self.engine.map(tasks(works), make_worker, self.advance):
+            assert task.shard not in self.results
+            self.results[task.shard] = result.tolist()
+            after(len(self.results))
+
+    def advance(self, count: int) -> None:
+        self.units += count

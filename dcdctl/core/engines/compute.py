@@ -95,15 +95,15 @@ class Compute:
         return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
 
     def plain(self, batch_size: int | None = None) -> Compute:
-        """The same place and engine without what may change a number: for vectors that candidates are chosen by."""
+        """This place and engine without what may change a number: for vectors that candidates are chosen by."""
         return replace(self, precision="float32", batch_size=batch_size, features=None)
 
     def for_workers(self) -> Compute:
-        """The same, to travel to a worker, which calls `in_worker`."""
+        """What travels to a worker, which calls `in_worker`: all but the engine."""
         return replace(self, engine=ThisProcess())
 
     def in_worker(self) -> Compute:
-        """The same in a worker, with its device and its threads; this one in a process that is no worker.
+        """What a worker computes with: its own device and threads. This one in a process that is no worker.
         ConfigError if the machine lacks the device."""
         if self.of_worker is None:
             return self

@@ -59,5 +59,5 @@ class Inference(Embeddings):
     features: Features = None
 
     def compute(self, say: Say = unsaid) -> Compute:
-        """The same, with the folder of features."""
+        """Where and how to compute, with the folder of features; a line to `say` for a slow precision."""
         return self._compute(say, self.features)

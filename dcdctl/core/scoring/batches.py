@@ -47,7 +47,7 @@ class SideBatches:
 
     @classmethod
     def packed(cls, source: Source, side: Side, batches: Sequence[Batch]) -> SideBatches:
-        """The same, to travel."""
+        """Batches of a source that travel: with the images and captions that they read."""
         ends = np.cumsum([len(batch) for batch in batches])
         rows, none = np.concatenate([np.asarray(batch, dtype=np.int64) for batch in batches]), np.empty(0, np.int64)
         items = ShardItems.packed(source, *((rows, none) if side == "images" else (none, rows)))

@@ -119,7 +119,7 @@ class PackedFiles:
     """The split and the folder of a corpus, for messages."""
 
     def __call__(self, image: SourceImage) -> tuple[bytes, Image.Image]:
-        """The same as `file_reader` gives."""
+        """The bytes of an image file, and the image, as `file_reader` gives them."""
         file = self.files[image.image_id].read()
         if self.corpus is None:
             return file, data.decode_image(file)
@@ -189,7 +189,7 @@ class EmbedWorker:
     """Kept for all batches."""
 
     def placed(self) -> EmbedWorker:
-        """The same in the process that computes, with the model on its device."""
+        """This worker in the process that computes, with the model on its device."""
         compute = self.compute.in_worker()
         return replace(self, model=self.model.to(compute.device).eval(), compute=compute)
 
