@@ -20,6 +20,7 @@ from dcdctl.core.toml import parse_value
 
 FILES = "files:"
 """What comes before the folder of the tasks."""
+_MOST_WORKERS = 100_000
 _ADDRESS = re.compile(r"ray://.+:\d+")
 
 
@@ -29,7 +30,7 @@ class EngineChoice:
 
     engine: str | None = None
     """`processes`; `files:DIR`; `ray`, or the address of a cluster, such as ray://HEAD:10001; None for this process."""
-    workers: Annotated[int, between(1, 100_000)] | None = None
+    workers: Annotated[int, between(1, _MOST_WORKERS)] | None = None
     """Workers of the engine; None for as many as a cluster has room for."""
     gpus: Annotated[float, between(0, 1024)] | None = None
     """GPUs of each worker of a cluster, which may be a fraction; None for one where the cluster has GPUs, else none."""
@@ -91,8 +92,10 @@ def _parse_processes(text: str) -> EngineChoice:
     name, _, number = text.partition(":")
     if not number.isdecimal():
         raise ConfigError(f"--engine {text} lacks the number of processes", hint="such as processes:4")
-    num_processes = int(number)
-    return EngineChoice(engine=name, workers=num_processes, cpus=machine.num_threads(max(1, num_processes)))
+    # By its length first: `int` refuses a number of thousands of digits.
+    if len(number) > len(str(_MOST_WORKERS)) or not 1 <= int(number) <= _MOST_WORKERS:
+        raise ConfigError(f"--engine {text:.40} must name 1 to {_MOST_WORKERS:,} processes", hint="such as processes:4")
+    return EngineChoice(engine=name, workers=int(number), cpus=machine.num_threads(int(number)))
 
 
 def _open_processes(choice: EngineChoice, say: Say) -> Engine:
