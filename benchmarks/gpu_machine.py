@@ -20,7 +20,7 @@ from dcdctl.core import devices
 from dcdctl.core.data import Corpus, describe_scenes
 from dcdctl.core.engines import Compute
 from dcdctl.core.scoring import CorpusSource, score_pairs
-from dcdctl.core.teacher.job import TOLERANCES
+from dcdctl.core.teacher.make import TOLERANCES
 
 NAMES = {"float32": "fp32", "bfloat16": "bf16"}
 """The precisions of the parts, by their names in torch, as --precision names them."""

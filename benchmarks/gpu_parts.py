@@ -18,7 +18,7 @@ from dcdctl.core.bench import BenchConfig
 from dcdctl.core.data import Corpus
 from dcdctl.core.engines import Compute
 from dcdctl.core.models.networks.maxsim import all_maxsims
-from dcdctl.core.teacher.job import TOLERANCES
+from dcdctl.core.teacher.make import TOLERANCES
 
 MEMORY_SHARE = 0.25
 """Share of the GPU's memory that the part `memory` may use."""

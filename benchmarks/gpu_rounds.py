@@ -19,7 +19,7 @@ from dcdctl.core import devices
 from dcdctl.core.data import Corpus
 from dcdctl.core.engines import Compute, EngineChoice
 from dcdctl.core.teacher import TeacherCache, find_picks, read_cache
-from dcdctl.core.teacher.job import TOLERANCES
+from dcdctl.core.teacher.make import TOLERANCES
 
 TEACHER = "vilt"
 PER_TEXT = 4

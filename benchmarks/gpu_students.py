@@ -25,7 +25,7 @@ from dcdctl.core import devices, models
 from dcdctl.core.data import Corpus
 from dcdctl.core.engines import Compute
 from dcdctl.core.teacher import CacheJob, TextCacheJob, cache_scores, cache_texts, read_cache, read_text_cache
-from dcdctl.core.teacher.job import TOLERANCES
+from dcdctl.core.teacher.make import TOLERANCES
 from dcdctl.core.toml import assignments
 from dcdctl.core.training import Run, checkpoints
 
@@ -129,11 +129,13 @@ def cached(machine: Machine, name: str, compute: Compute | None = None, *, again
     out = machine.out / "cache" / "-".join(key)
     if again:
         shutil.rmtree(out, ignore_errors=True)
-    job = {"out": out, "teacher": machine.model(student.teacher), "compute": compute}
+    job = {"out": out, "teacher": machine.model(student.teacher)}
     if student.learns_vectors:
-        return cache_texts(TextCacheJob(**job, texts=[str(machine.data)])).folder
+        return cache_texts(TextCacheJob(**job, texts=[str(machine.data)]), compute=compute).folder
     candidates = dcdctl.load_recipe(student.recipe, overrides(machine, name)).candidates
-    return cache_scores(CacheJob(**job, data=corpus_of(machine, student), candidates=candidates)).folder
+    return cache_scores(
+        CacheJob(**job, data=corpus_of(machine, student), candidates=candidates, compute=compute)
+    ).folder
 
 
 def train(machine: Machine, name: str, compute: Compute, *, steps: int = 0, **options: Any) -> Run:

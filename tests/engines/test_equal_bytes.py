@@ -95,7 +95,7 @@ def test_a_cache_of_texts(ways, corpus, tmp_path):
     models.save(make_wide_dual(corpus.captions), tmp_path / "dual")
     (tmp_path / "texts.txt").write_text("\n".join(sorted(set(corpus.captions))))
     places = {"teacher": str(tmp_path / "dual"), "texts": [str(tmp_path / "texts.txt")]}
-    one, two = (cache_texts(TextCacheJob(out=tmp_path / str(i), compute=how, **places)) for i, how in enumerate(ways))
+    one, two = (cache_texts(TextCacheJob(out=tmp_path / str(i), **places), compute=how) for i, how in enumerate(ways))
     assert len(one.part_sizes) > 1
     assert contents(two.folder) == contents(one.folder)
 

@@ -82,8 +82,6 @@ def test_a_cluster_gives_the_bytes_of_one_process(cluster, corpus, teacher, tmp_
     (tmp_path / "texts.txt").write_text("\n".join(sorted(set(corpus.captions))))
     cached = []
     for name, how in (("texts-alone", alone), ("texts-cluster", cluster)):
-        job = TextCacheJob(
-            out=tmp_path / name, teacher=str(tmp_path / "dual"), texts=[str(tmp_path / "texts.txt")], compute=how
-        )
-        cached.append(contents(cache_texts(job).folder))
+        job = TextCacheJob(out=tmp_path / name, teacher=str(tmp_path / "dual"), texts=[str(tmp_path / "texts.txt")])
+        cached.append(contents(cache_texts(job, compute=how).folder))
     assert cached[0] == cached[1]

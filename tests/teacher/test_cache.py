@@ -27,10 +27,10 @@ from dcdctl.core.teacher import (
     cache_format,
     candidate_lists,
     candidates,
+    make,
     summary,
 )
 from dcdctl.core.teacher import cache as teacher_cache
-from dcdctl.core.teacher import job as teacher_job
 
 CONFIG = CandidateConfig(per_query=4)
 COMPUTE = Compute(batch_size=64)
@@ -475,7 +475,7 @@ def test_a_cache_with_another_teacher_precision_or_image_size_is_not_extended(
 
 def test_an_estimate_writes_no_shard_and_its_plan_may_be_replaced(corpus, teacher, folder, tmp_path, sharded):
     job = plan_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=7), compute=COMPUTE)
-    estimate = teacher_job.estimate_cost(job)
+    estimate = make.estimate_cost(job)
     assert estimate.num_pairs == estimate.num_to_score > 32 * 7
     assert estimate.pairs_per_s > 0
     assert estimate.seconds == pytest.approx(estimate.num_to_score / estimate.pairs_per_s)
@@ -488,14 +488,14 @@ def test_an_estimate_of_an_unfinished_cache_counts_the_pairs_that_have_a_score(
     corpus, teacher, folder, unfinished, tmp_path, sharded
 ):
     shutil.copytree(unfinished, tmp_path / "cache")
-    estimate = teacher_job.estimate_cost(plan_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE))
+    estimate = make.estimate_cost(plan_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE))
     finished = teacher_cache.read_cache(folder)
     assert estimate.num_pairs == finished.num_pairs
     assert estimate.num_to_score == (finished.image_P >= 15).sum()  # three shards of five images are scored
 
 
 def test_verify_scores_pairs_again_and_finds_a_wrong_score(corpus, teacher, folder, copied, sharded):
-    assert teacher_job.verify_scores(folder, corpus, teacher, 50, compute=COMPUTE) < 1e-5
+    assert make.verify_scores(folder, corpus, teacher, 50, compute=COMPUTE) < 1e-5
     path, seal = copied / "pairs-00002.parquet", artifacts.read_document(copied / "cache.json")
     pairs = cache_format.read_pairs(path)
     wrong = cache_format.Pairs(pairs.image, pairs.text, pairs.score + np.float32(0.01), pairs.role)
@@ -504,9 +504,9 @@ def test_verify_scores_pairs_again_and_finds_a_wrong_score(corpus, teacher, fold
     seal["files"][path.name] = artifacts.seal_of(path, pairs=len(wrong))
     artifacts.write_document(copied / "cache.json", seal)
     with pytest.raises(StaleError, match=r"image 1\d with caption \d+ scores -?\d+\.\d+, and the cache has"):
-        teacher_job.verify_scores(copied, corpus, teacher, 1000, compute=COMPUTE)
+        make.verify_scores(copied, corpus, teacher, 1000, compute=COMPUTE)
     with pytest.raises(StaleError, match="another precision"):
-        teacher_job.verify_scores(folder, corpus, teacher, 5, compute=Compute(precision="bfloat16"))
+        make.verify_scores(folder, corpus, teacher, 5, compute=Compute(precision="bfloat16"))
 
 
 @pytest.mark.parametrize("listed", ["text", {"items.parquet": "/dev/zero"}])

@@ -22,7 +22,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models import DualScorer, ImageBatch, States
 from dcdctl.core.scoring import CorpusSource, score_pairs
 from dcdctl.core.teacher import CandidateConfig, embed_corpus, read_cache, read_caches
-from dcdctl.core.teacher.job import verify_scores
+from dcdctl.core.teacher.make import verify_scores
 
 FOUR = "--recipe tiny-student --set candidates.per_query=4 --device cpu"
 CONFIG = CandidateConfig(per_query=4)

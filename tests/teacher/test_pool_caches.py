@@ -226,8 +226,8 @@ def test_the_tasks_of_a_pool_give_a_cache_of_other_scores(pool, folder, tmp_path
 
 def test_verify_scores_pairs_of_a_pool_again(pool, reranker, folder, tmp_path):
     models.save(reranker, tmp_path / "teacher")
-    job = Recheck(cache=folder, count=20, data=pool.folder, teacher=str(tmp_path / "teacher"), compute=COMPUTE)
-    assert recheck(job).largest_difference < 1e-4
+    job = Recheck(scores=20, data=pool.folder, teacher=tmp_path / "teacher", device="cpu")
+    assert recheck(folder, job).largest_difference < 1e-4
 
 
 def test_the_spread_of_a_pool_is_that_of_lists_of_candidates(folder):

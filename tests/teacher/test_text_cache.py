@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tracemalloc
+from functools import partial
 
 import families
 import numpy as np
@@ -19,7 +20,7 @@ from dcdctl.core import models
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import PrepareJob, choose_manifest, prepare_corpus, text_encoding
 from dcdctl.core.devices import CPU
-from dcdctl.core.engines import Compute
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.integrity import verify
 from dcdctl.core.teacher import TextCacheJob, cache_texts, read_cache, read_text_cache, text_cache, verify_texts
@@ -91,7 +92,7 @@ def test_a_late_teacher_gives_its_tokens_and_their_counts(folder, tmp_path):
     assert list(map(len, vectors)) == states.mask.sum(dim=1).tolist()
     np.testing.assert_allclose(np.concatenate(vectors), states.tokens[states.mask].half().numpy(), atol=1e-3)
     assert (len(texts), cache.space.kind, cache.space.dim) == (23, "late", late.token_dim)
-    assert verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(folder / "late")), 9) < 1e-3
+    assert verify_texts(tmp_path / "q", models.load(folder / "late"), 9, compute=ON_CPU) < 1e-3
 
 
 def test_equal_texts_are_kept_once_with_the_first_language(folder, tmp_path, bucket, monkeypatch):
@@ -218,7 +219,7 @@ def test_another_teacher_setting_or_file_is_refused(folder, tmp_path):
     with pytest.raises(StaleError, match=r"made with another space\.teacher.*; extend a cache of this teacher"):
         make(tmp_path, tmp_path / "new", tmp_path / "a.txt", teacher="other", extend=tmp_path / "q")
     with pytest.raises(StaleError, match=r"made with another space\.teacher"):
-        verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(tmp_path / "other")), 3)
+        verify_texts(tmp_path / "q", models.load_dual(tmp_path / "other"), 3, compute=ON_CPU)
     (tmp_path / "a.txt").write_text("a cat\n")
     with pytest.raises(StaleError, match="made with another sources"):
         make(folder, tmp_path / "q", tmp_path / "a.txt")
@@ -237,9 +238,9 @@ def test_a_cache_of_another_precision_is_refused(folder, tmp_path):
     make(folder, tmp_path / "q", folder / "a.txt")
     half = Compute(device=CPU, precision="bfloat16")
     with pytest.raises(StaleError, match=r"made with another precision \(float32, not bfloat16\)"):
-        make(folder, tmp_path / "q", folder / "a.txt", compute=half)
+        make(folder, tmp_path / "q", folder / "a.txt", precision="bf16")
     with pytest.raises(StaleError, match=r"another precision"):
-        verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(folder / "dual"), compute=half), 3)
+        verify_texts(tmp_path / "q", models.load_dual(folder / "dual"), 3, compute=half)
 
 
 @pytest.mark.parametrize(
@@ -251,25 +252,25 @@ def test_verify_spreads_the_texts_that_it_compares_over_the_parts(folder, tmp_pa
     monkeypatch.setattr(
         text_cache, "_encode", lambda model, texts, *more: compared.append(texts) or encode(model, texts, *more)
     )
-    verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(folder / "dual")), count)
+    verify_texts(tmp_path / "q", models.load_dual(folder / "dual"), count, compute=ON_CPU)
     assert compared == [TEXTS[5 * part :][:number] for part, number in enumerate(of_parts)]
 
 
 def test_verify_computes_vectors_again_and_finds_wrong_ones(folder, tmp_path):
     cache = make(folder, tmp_path / "q", folder / "a.txt")
-    job = TextCacheJob(out=tmp_path / "q", teacher=str(folder / "dual"))
-    assert verify_texts(job, 7) < 1e-3
+    again = partial(verify_texts, tmp_path / "q", models.load_dual(folder / "dual"), 7, compute=ON_CPU)
+    assert again() < 1e-3
     name = "texts-00001.parquet"
     table = pq.read_table(tmp_path / "q" / name)
     half = pa.FixedSizeListArray.from_arrays(pa.array(-np.stack(columns_of(cache)[2])[:5].reshape(-1)), 8)
     build = Build(tmp_path / "q", cache.plan, text_cache.TEXTS)
     pq.write_table(table.set_column(2, "vectors", half), tmp_path / "q" / name)
     with pytest.raises(StaleError, match="is damaged"):
-        verify_texts(job, 7)
+        again()
     listed = text_cache.artifacts.list_files(tmp_path / "q", cache.seal["files"])
     build.seal({**cache.seal, "files": listed}, list(listed))
     with pytest.raises(StaleError, match=r"vectors differ by [0-9.]+ when they are computed again"):
-        verify_texts(job, 7)
+        again()
 
 
 def given(path, vectors, texts, **more):

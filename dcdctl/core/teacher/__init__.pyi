@@ -23,14 +23,15 @@ from .embedded import (
 )
 from .external_scores import RowNames, plan_scores, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter
-from .job import CacheCost, cache_scores, command_to_compare, preview_cost
+from .job import Recheck, TextCacheJob
+from .make import CacheCost, cache_scores, command_to_compare, preview_cost
 from .picks import NO_PICK, CaptionPicks, NoPicks, Threshold, find_picks, find_threshold
-from .recheck import Recheck, recheck
+from .recheck import check_recheck, recheck
 from .score_files import READERS, read_batches
 from .scores import TeacherScores
 from .spread import lack_of_order, measure_spread
 from .summary import cache_document, cache_facts, summarize_cache
-from .text_cache import TextCache, TextCacheJob, cache_texts, read_text_cache, text_cache_facts, verify_texts
+from .text_cache import TextCache, cache_texts, read_text_cache, text_cache_facts, verify_texts
 
 __all__ = [
     "CACHE",
@@ -64,6 +65,7 @@ __all__ = [
     "cache_texts",
     "check_candidates",
     "check_embedding",
+    "check_recheck",
     "command_to_compare",
     "embed_corpus",
     "embedding_plan",

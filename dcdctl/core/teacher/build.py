@@ -167,33 +167,28 @@ BYTES_PER_PAIR = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherJob:
-    """What to compute with a teacher, once, into which folder."""
+class CacheJob:
+    """Which pairs to score with a teacher, once, into which folder: for a command, for a round of a training, or for a
+    study."""
 
     out: Path
     teacher: str = ""
     """Empty where another program computes (`external_scores`)."""
+    data: Path
     split: str = "train"
+    max_images: int | None = None
     model_set: Settings | None = None
     """Settings that the teacher's files lack: image_size=384."""
-    extend: Path | None = None
-    """Finished cache of the same teacher whose scores or vectors are reused."""
-    compute: Compute = ON_CPU
-    """Its folder of features is made if it does not exist."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheJob(TeacherJob):
-    """Which pairs to score."""
-
-    data: Path
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
-    max_images: int | None = None
+    extend: Path | None = None
+    """Finished cache of the same teacher whose scores are reused."""
     max_pairs: int | None = None
     """At most so many pairs are scored, beside those that have a score: the best candidates of each query, and the
     queries first about which `candidates.model` disagrees with the scores of `extend`."""
     sure_above: float | None = None
     """A text that has a score above this in `extend` gets no further images: its pick is sure. Not for blocks."""
+    compute: Compute = ON_CPU
+    """Its folder of features is made if it does not exist."""
 
     def open_corpus(self) -> Corpus:
         """The corpus; an error for candidates that it cannot have."""

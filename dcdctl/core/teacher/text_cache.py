@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, config, data, files, models, scoring
+from dcdctl.core.arguments import Settings, optional_path, path
 from dcdctl.core.artifacts import Build, Document, Parts
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import versions
@@ -41,10 +43,10 @@ from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import QuerySpace, Searchable
 from dcdctl.core.places import url_of
-from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.teacher.build import TeacherJob
+from dcdctl.core.progress import Advance, Say, Track, silent, unsaid
 from dcdctl.core.teacher.cache_format import TEXTS
-from dcdctl.core.teacher.job import tolerance
+from dcdctl.core.teacher.job import TextCacheJob
+from dcdctl.core.teacher.make import tolerance
 
 TEXTS_PER_PART = 8192
 """Texts that are written atomically."""
@@ -61,17 +63,6 @@ Row = tuple[str, str | None, Half | None]
 """A text, its language, and its vector where another program gave it."""
 GivenRow = tuple[str, str | None, Half | None, str]
 """A `Row`, and where it stands."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextCacheJob(TeacherJob):
-    """Which texts to encode, or whose vectors to take. The teacher is a dual encoder or a late-interaction model."""
-
-    texts: Sequence[str] = ()
-    """Files of texts, and folders of corpora or pools, of which `split` is read."""
-    vectors: Sequence[str] = ()
-    """Parquet files of texts with vectors of another program, in place of `texts`; `teacher` is then the name of the
-    model that gave them."""
 
 
 class TextCache:
@@ -118,17 +109,22 @@ def text_cache_facts(cache: TextCache) -> list[tuple[str, str]]:
     ]
 
 
-def cache_texts(job: TextCacheJob, *, track: Track = silent) -> TextCache:
-    """Encode the texts of a job, or take their vectors; or resume.
+def cache_texts(
+    job: TextCacheJob, *, compute: Compute | None = None, track: Track = silent, say: Say = unsaid
+) -> TextCache:
+    """Encode the texts of a job, or take their vectors; or resume. `compute` stands for what the job says of the
+    machine, where an engine is open already.
 
     InputError for a file that cannot be used, ModelError for a teacher without text vectors, StaleError if `out` or
     `extend` is of another teacher or has other settings, or if `out` is of other texts.
     """
-    TEXTS.check_folder(job.out)
+    out, teacher, extend = path(job.out), os.fspath(job.teacher or ""), optional_path(job.extend)
+    compute = job.compute(say) if compute is None else compute
+    TEXTS.check_folder(out)
     sources, width = _sources(job)
-    old = None if job.extend is None else read_text_cache(job.extend)
-    model = None if job.vectors else _load(job, track)
-    settings = _settings(job, model, width)
+    old = None if extend is None else read_text_cache(extend)
+    model = None if job.vectors else load_teacher(teacher, job.model_overrides, compute, track)
+    settings = _settings_of_given(teacher, width or 0) if model is None else _settings(model, compute.precision)
     if old is not None:
         artifacts.expect(old.folder, old.plan, settings, hint="extend a cache of this teacher")
     plan = {
@@ -136,64 +132,63 @@ def cache_texts(job: TextCacheJob, *, track: Track = silent) -> TextCache:
         "extends": None if old is None else old.fingerprint,
         "sources": [{"name": source.name, "sha256": source.digest} for source in sources],
     }
-    build = Build(job.out, plan, TEXTS)
+    build = Build(out, plan, TEXTS)
     with build.lock():
         if "part_sizes" not in build.begin():
             _plan_parts(build, old, sources, track)
-        sizes: list[int] = TEXTS.read_plan(job.out)["part_sizes"]
+        sizes: list[int] = TEXTS.read_plan(out)["part_sizes"]
         parts = Parts(build, [_name(part) for part in range(len(sizes))])
         if model is not None:
-            _encode_missing(parts, sizes, model, job.compute, track)
+            _encode_missing(parts, sizes, model, compute, track)
         parts.seal(lambda listed: {"format": TEXTS.format, "versions": versions(), "files": listed})
-    return read_text_cache(job.out)
+    return read_text_cache(out)
 
 
-def verify_texts(job: TextCacheJob, count: int, *, track: Track = silent) -> float:
-    """The largest difference between the vectors of `count` texts of the finished cache in `out`, spread over its
-    parts, and the same vectors computed again; StaleError if rounding does not explain it, or if the cache is of
-    another teacher."""
-    cache = read_text_cache(job.out)
-    model = _load(job, track)
-    artifacts.expect(job.out, cache.plan, _settings(job, model, None))
+def verify_texts(folder: Path, teacher: Searchable, count: int, *, compute: Compute, track: Track = silent) -> float:
+    """The largest difference between the vectors of `count` texts of a finished cache, spread over its parts, and the
+    same vectors computed again; StaleError if rounding does not explain it, or if the cache is of another teacher."""
+    cache = read_text_cache(folder)
+    artifacts.expect(folder, cache.plan, _settings(teacher, compute.precision))
     largest, num_parts = 0.0, len(cache.part_sizes)
     with track("encode", total=count, unit="texts") as advance:
         for number in range(min(count, num_parts)):
             # N texts of P parts: N / P of each, and one more of the first ones.
             quota = math.ceil((count - number) / num_parts)
             rows = cache.part(number)[:quota]
-            again = np.vstack(_encode(model, [text for text, _, _ in rows], job.compute, advance))
+            again = np.vstack(_encode(teacher, [text for text, _, _ in rows], compute, advance))
             largest = max(
                 largest,
                 float(np.abs(again - np.vstack([vectors for _, _, vectors in rows if vectors is not None])).max()),
             )
-    if largest > max(tolerance(model, job.compute.precision), _ROUNDING):
-        raise StaleError(f"{job.out}: vectors differ by {largest:.5f} when they are computed again", hint=TEXTS.remake)
+    if largest > max(tolerance(teacher, compute.precision), _ROUNDING):
+        raise StaleError(f"{folder}: vectors differ by {largest:.5f} when they are computed again", hint=TEXTS.remake)
     return largest
 
 
-def _load(job: TextCacheJob, track: Track) -> Searchable:
-    """The teacher in eval mode, since dropout would make its vectors random."""
-    overrides = models.parse_overrides(job.model_set)
-    models.check_ref(job.teacher, overrides, kind="searchable")
-    model: Any = models.load(job.teacher, overrides, track, kind="searchable")
+def load_teacher(ref: str, settings: Settings | None, compute: Compute, track: Track = silent) -> Searchable:
+    """The teacher on its device, in eval mode, since dropout would make its vectors random."""
+    overrides = models.parse_overrides(settings)
+    models.check_ref(ref, overrides, kind="searchable")
+    model: Any = models.load(ref, overrides, track, kind="searchable")
     QuerySpace.of(model)  # an error for a teacher that no query student can stand in for
-    return model.to(job.compute.device).eval()
+    return model.to(compute.device).eval()
 
 
-def _settings(job: TextCacheJob, model: Searchable | None, width: int | None) -> Document:
-    """Everything that a vector depends on; None for what is not known of vectors from elsewhere."""
-    if model is None:
-        # Vectors from elsewhere have no scale.
-        space = QuerySpace(kind="dual", dim=width or 0, logit_scale=1.0, teacher_name=job.teacher)
-    else:
-        space = QuerySpace.of(model)
+def _settings(model: Searchable, precision: str) -> Document:
+    """Everything that a vector of a model depends on."""
     return {
         "format": TEXTS.format,
         # Before the teacher, whose digest changes with it: the first difference is reported, and a length is plainer.
-        "max_text_len": None if model is None else model.preprocess.max_text_len,
-        "precision": None if model is None else job.compute.precision,
-        "space": config.to_table(space),
+        "max_text_len": model.preprocess.max_text_len,
+        "precision": precision,
+        "space": config.to_table(QuerySpace.of(model)),
     }
+
+
+def _settings_of_given(teacher: str, width: int) -> Document:
+    """What is known of vectors from elsewhere, which have no scale."""
+    space = QuerySpace(kind="dual", dim=width, logit_scale=1.0, teacher_name=teacher)
+    return {"format": TEXTS.format, "max_text_len": None, "precision": None, "space": config.to_table(space)}
 
 
 @dataclass(frozen=True)
@@ -211,7 +206,7 @@ def _sources(job: TextCacheJob) -> tuple[list[_Source], int | None]:
     file."""
     sources = []
     width = None
-    for place in job.vectors or job.texts:
+    for place in job.vectors or job.texts or ():
         if not job.vectors and _is_corpus(place):
             corpus = Corpus.open(place, job.split)
             rows = zip(corpus.captions, corpus.languages, itertools.repeat(None), itertools.repeat(""))
@@ -221,10 +216,10 @@ def _sources(job: TextCacheJob) -> tuple[list[_Source], int | None]:
             raise InputError(f"{place} is a file of texts, and has no split {job.split!r}", hint="leave --split out")
         option = "--vectors" if job.vectors else "--texts"
         for named in data.find_named([place], data.TEXT_SUFFIXES, what="file of texts", option=option):
-            path = data.local_copy(named)
+            file = data.local_copy(named)
             if job.vectors and width is None:
-                width = _width_of(path)
-            sources.append(_Source(named.name, artifacts.sha256_of(path), _rows_of_file(path, width)))
+                width = _width_of(file)
+            sources.append(_Source(named.name, artifacts.sha256_of(file), _rows_of_file(file, width)))
     return sources, width
 
 
