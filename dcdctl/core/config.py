@@ -8,7 +8,7 @@ The range of a field and its key in tables stand in its annotation:
         schedule: Literal["linear", "cosine"] = "linear"
 
         def __post_init__(self) -> None:
-            check_fields(self, "optimizer")
+            settle_fields(self, "optimizer")
 
 `OptimizerConfig(lr=0.0)` raises "optimizer.lr must lie in (0, 1000000000], got 0.0". Every number has a range with two
 ends.
@@ -118,16 +118,19 @@ Repeated = Annotated[int, between(1, 1000)]
 Seed = Annotated[int, between(0, 2**32 - 1)]
 
 
-def check_fields(config: Any, section: str = "") -> None:
-    """ConfigError that names `section.field` if a value is outside the range of its annotation or is not a choice of
-    its Literal.
+def settle_fields(config: Any, section: str = "") -> None:
+    """Give each field the value that a table would give it, such as a tuple for a list; ConfigError that names
+    `section.field` if a value is of another type than its annotation, is outside its range, or is no choice of its
+    Literal.
 
-    Types are not checked; `build` does that. Called in `__post_init__`, so that no config exists with a wrong value.
+    Called in `__post_init__`, so that no config exists with a wrong value, whether a table or Python gave it.
     """
     cls: Any = type(config)
     hints = _annotations(cls)
     for key, field in _fields(cls).items():
-        _check(hints[field.name], getattr(config, field.name), _join(section, key))
+        value = _convert(hints[field.name], getattr(config, field.name), _join(section, key))
+        # Past the frozen dataclass: the instance is still being made.
+        object.__setattr__(config, field.name, value)
     # After the ranges of all fields, because a condition reads other fields.
     for key, field in _fields(cls).items():
         for condition in getattr(hints[field.name], "__metadata__", ()):
@@ -144,39 +147,6 @@ def defaults_under(cls: Any, conditions: Sequence[OnlyIf]) -> dict[str, Any]:
         if any(mark in conditions for mark in getattr(hints[field.name], "__metadata__", ())):
             defaults[key] = _default(field)
     return defaults
-
-
-def _check(hint: Any, value: Any, where: str) -> None:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        inner, *constraints = arguments
-        _check(inner, value, where)
-        for constraint in constraints:
-            if isinstance(constraint, Constraint) and not constraint.admits(value):
-                raise ConfigError(f"{where} must {constraint.demand}, got {to_table(value)!r}")
-    elif origin is Literal:
-        _check_choice(arguments, value, where)
-    elif origin in (types.UnionType, typing.Union):
-        if value is not None:
-            _check_union([kind for kind in arguments if kind is not types.NoneType], value, where)
-    elif origin is tuple:
-        for i, (kind, item) in enumerate(zip(_item_hints(arguments, value, where), value, strict=True)):
-            _check(kind, item, f"{where}[{i}]")
-    elif isinstance(origin, type) and issubclass(origin, Mapping):
-        for key, item in value.items():
-            _check(arguments[1], item, _join(where, key))
-
-
-def _check_union(kinds: Sequence[Any], value: Any, where: str) -> None:
-    """The first error if a value fits none of several types."""
-    errors = []
-    for kind in kinds:
-        try:
-            return _check(kind, value, where)
-        except ConfigError as error:
-            errors.append(error)
-    choices = [choice for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
-    raise ConfigError(errors[0].args[0], hint=f"or {', '.join(choices)}" if choices else "")
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
@@ -316,25 +286,36 @@ def _annotations(cls: Any) -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    """The value that a table gives for a type; a value that is of the type already stays. ConfigError that names
+    `where` if it is of another type, or if a constraint does not admit it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         inner, *marks = arguments
         for mark in marks:
             if isinstance(mark, OneOf):
                 return _build_one_of(typing.get_args(inner), mark.tag, value, where)
-        return _convert(inner, value, where)
+        value = _convert(inner, value, where)
+        for mark in marks:
+            if isinstance(mark, Constraint) and not mark.admits(value):
+                raise ConfigError(f"{where} must {mark.demand}, got {to_table(value)!r}")
+        return value
     if origin in (types.UnionType, typing.Union):
         # TOML has no null, so "none" unsets a field; a text may really be "none".
         if type(None) in arguments and (value is None or (value == "none" and str not in arguments)):
             return None
-        errors = []
+        errors: list[ConfigError] = []
+        choices: list[str] = []
         for kind in arguments:
-            if kind is not types.NoneType:
-                try:
-                    return _convert(kind, value, where)
-                except ConfigError as error:
-                    errors.append(error)
-        raise errors[0]
+            if kind is types.NoneType:
+                continue
+            # The first error names the first type, and the hint what else is a choice.
+            if errors and typing.get_origin(kind) is Literal:
+                choices += typing.get_args(kind)
+            try:
+                return _convert(kind, value, where)
+            except ConfigError as error:
+                errors.append(error)
+        raise ConfigError(errors[0].args[0], hint=errors[0].hint or (f"or {', '.join(choices)}" if choices else ""))
     if origin is Literal:
         _check_choice(arguments, value, where)
         return value
@@ -342,6 +323,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         _check_choice([member.value for member in hint], value, where)
         return hint(value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}")
         return build(hint, value, where)
@@ -372,6 +355,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _build_one_of(kinds: Sequence[Any], tag: str, value: Any, where: str) -> Any:
     """The config that a table's entry `tag` names; the error for a field of other ones says which have it."""
+    if isinstance(value, tuple(kinds)):
+        return value
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} must be a table, got {value!r}")
     by_tag = {_default(_fields(kind)[tag]): kind for kind in kinds}

@@ -8,18 +8,14 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import pytest
 from nested_configs import Inner, Outer
 from paths import ROOT
 
 from dcdctl.core import config
-from dcdctl.core.config import (
-    Constraint,
-    Key,
-    between,
-)
+from dcdctl.core.config import Constraint, Count, Key, Share, between, settle_fields
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.toml import apply_sets
 
@@ -33,6 +29,42 @@ def test_tables_become_dataclasses_and_integers_become_floats():
     built = config.build(Outer, {"name": "x", "inner": {"rate": 1, "sizes": [1, 2], "most": 3}, "weights": {"kl": 2}})
     assert built == Outer(name="x", inner=Inner(rate=1.0, sizes=(1, 2), most=3), weights={"kl": 2.0})
     assert isinstance(built.inner.rate, float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    sizes: tuple[Count, ...] = ()
+    rate: Share | Literal["auto"] = 0.5
+    most: Count | None = 3
+    sides: tuple[Side, ...] = ()
+
+    def __post_init__(self) -> None:
+        settle_fields(self, "checked")
+
+
+def test_a_config_made_in_python_is_the_one_that_its_table_gives():
+    values = {"sizes": [1, 2], "rate": 1, "most": "none", "sides": ["left"]}
+    made = Checked(**values)
+    assert made == config.build(Checked, values)
+    assert config.to_table(made) == {"sizes": [1, 2], "rate": 1.0, "most": None, "sides": ["left"]}
+    assert (made.sizes, made.sides[0]) == ((1, 2), Side.LEFT)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"sizes": 3}, r"checked\.sizes must be a list, got 3"),
+        ({"sizes": [2, 0]}, r"checked\.sizes\[1\] must lie in \[1, 1000000000\], got 0"),
+        ({"rate": 2.0}, r"checked\.rate must lie in \[0, 1\], got 2\.0; or auto"),
+        ({"rate": "best"}, r"checked\.rate must be float, got 'best'; or auto"),
+        ({"most": 2.5}, r"checked\.most must be int, got 2\.5"),
+        ({"sides": ["up"]}, r"checked\.sides\[0\] must be one of left, right, got 'up'"),
+    ],
+)
+def test_python_and_a_table_are_refused_alike(wrong, says):
+    for make in (lambda: Checked(**wrong), lambda: config.build(Checked, wrong, "checked")):
+        with pytest.raises(ConfigError, match=f"^{says}$"):
+            make()
 
 
 def test_assignments_change_nested_tables_and_not_the_original():
@@ -128,7 +160,7 @@ def test_every_config_with_a_range_checks_its_fields():
                     if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"
                 ]
                 bases = {ast.unparse(base) for base in cls.bases}
-                has_check = any("check_fields(self" in method for method in methods)
+                has_check = any("settle_fields(self" in method for method in methods)
                 is_inherited = bool(bases & checked) and all("super().__post_init__()" in method for method in methods)
                 assert has_check or is_inherited, f"{cls.name} in {path} has ranges that nothing checks"
                 checked.add(cls.name)

@@ -18,7 +18,7 @@ from refusals import Refusal
 
 from dcdctl.core import artifacts, config, devices, files, machine
 from dcdctl.core.artifacts import Build, Kind
-from dcdctl.core.config import ASCENDING, DISTINCT, NOT_EMPTY, Count, Positive, Share, between, check_fields
+from dcdctl.core.config import ASCENDING, DISTINCT, NOT_EMPTY, Count, Positive, Share, between, settle_fields
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError, require_extra
 from dcdctl.core.toml import apply_sets, read_toml
 
@@ -37,7 +37,7 @@ class Ranged:
     cut: Share | Literal["auto", "none"] = "auto"
 
     def __post_init__(self) -> None:
-        check_fields(self, "ranged")
+        settle_fields(self, "ranged")
 
 
 @dataclass(frozen=True, kw_only=True)

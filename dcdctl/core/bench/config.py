@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from dcdctl.core.config import NOT_EMPTY, Count, Positive, check_fields
+from dcdctl.core.config import NOT_EMPTY, Count, Positive, settle_fields
 from dcdctl.core.errors import ConfigError
 
 # From a folder of photos to a catalog, a power of ten apart: the curve is drawn on a logarithmic axis.
@@ -42,7 +42,7 @@ class BenchConfig:
     """Autocast precision of both models; float32 means no autocast."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        settle_fields(self)
         if self.reference_gallery not in self.gallery_sizes:
             sizes = ", ".join(map(str, self.gallery_sizes))
             raise ConfigError(

@@ -50,7 +50,7 @@ class PrepareOptions:
         for split in self.splits:
             if split not in SPLITS:
                 raise InputError(f"unknown split {split!r}", hint=f"known splits: {', '.join(SPLITS)}")
-        config.check_fields(self)
+        config.settle_fields(self)
 
     def to_plan(self) -> dict[str, Any]:
         """The options that change the corpus, without the splits, whose counts are in the plan."""

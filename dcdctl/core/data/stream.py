@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from dcdctl.core import files
-from dcdctl.core.config import MOST, Share, between, check_fields
+from dcdctl.core.config import MOST, Share, between, settle_fields
 from dcdctl.core.data import images, urls
 from dcdctl.core.data.readers.parquet import ParquetSource
 from dcdctl.core.data.shard_reader import FORMATS, StreamSample, StreamShard, count_rows, open_shard, read_samples
@@ -54,7 +54,7 @@ class StreamConfig:
     """Parquet: the column of the captions; it is found by its usual names if empty."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "stream")
+        settle_fields(self, "stream")
 
 
 @dataclass(frozen=True, kw_only=True)

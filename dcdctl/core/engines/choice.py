@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 from dcdctl.core import files, machine
-from dcdctl.core.config import between, build, check_fields
+from dcdctl.core.config import between, build, settle_fields
 from dcdctl.core.engines.engine import Engine
 from dcdctl.core.engines.processes import Processes
 from dcdctl.core.engines.this_process import ThisProcess
@@ -38,7 +38,7 @@ class EngineChoice:
     """CPU cores of each worker, which computes with as many threads."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "--engine")
+        settle_fields(self, "--engine")
         if self.gpus is not None and self.gpus > 1 and self.gpus % 1:
             raise ConfigError(f"--engine.gpus must be a share of one GPU or a whole number of them, got {self.gpus:g}")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from dcdctl.core import templates
 from dcdctl.core.artifacts import Document
-from dcdctl.core.config import OMITTED, Count, check_fields, to_table
+from dcdctl.core.config import OMITTED, Count, settle_fields, to_table
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.evaluation import significance
@@ -63,7 +63,7 @@ class VectorForm:
     """int8, binary: first candidates of each query that are scored again by their float32 vectors; None for none."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "vectors")
+        settle_fields(self, "vectors")
         if self.rescore is not None and not self.is_coded:
             raise ConfigError(
                 f"--rescore {self.rescore} scores candidates again by float32 vectors, and --codes is float32",

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dcdctl.core import scoring
-from dcdctl.core.config import ASCENDING, NOT_EMPTY, Natural, check_fields
+from dcdctl.core.config import ASCENDING, NOT_EMPTY, Natural, settle_fields
 from dcdctl.core.data import Corpus, Indices, Scores
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
@@ -72,7 +72,7 @@ class EvalOptions:
     """Keep what gives the model's score of any pair, for its agreement with a teacher; not of a cascade."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        settle_fields(self)
         if self.depths == (0,):
             raise ConfigError("depths must end above 0, got 0")
 

@@ -51,7 +51,7 @@ class Overrides:
     """Largest number of pixels of a resized image; fewer make fewer tokens."""
 
     def __post_init__(self) -> None:
-        config.check_fields(self, "model-set")
+        config.settle_fields(self, "model-set")
 
 
 def read_overrides(table: Table, option: str = "model-set") -> Overrides:

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, config, files, machine
-from dcdctl.core.config import between, check_fields
+from dcdctl.core.config import between, settle_fields
 from dcdctl.core.errors import ConfigError, DcdError, StaleError, first_line, is_installed, require_extra
 
 GRAPH_FILE, TOKENIZER_FILE, TEXT_FILE, PROBES_FILE = "model.onnx", "tokenizer.json", "text.json", "probes.npy"
@@ -67,7 +67,7 @@ class Padding:
     """To the maximum number of tokens, whatever the batch, and without a mask."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "padding")
+        settle_fields(self, "padding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class TextSettings:
     """A key of `CLEANINGS`; empty for texts that the tokenizer reads as they are."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        settle_fields(self)
 
 
 def _plain(text: str) -> str:

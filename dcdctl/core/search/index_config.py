@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from dcdctl.core.config import Count, Natural, check_fields
+from dcdctl.core.config import Count, Natural, settle_fields
 from dcdctl.core.errors import ConfigError
 
 ExifColumns = Literal["camera", "place", "none"]
@@ -23,7 +23,7 @@ class HnswConfig:
     """Candidates kept during a query; more give a higher recall and take longer."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "hnsw")
+        settle_fields(self, "hnsw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class TokenConfig:
     """Centroids of the tokens of a segment, of kind `centroids`."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "tokens")
+        settle_fields(self, "tokens")
         if self.centroids >= 2**16:
             raise ConfigError(f"tokens.centroids must be below 65,536, got {self.centroids:,}")
 
@@ -70,7 +70,7 @@ class IndexConfig:
     tokens: TokenConfig = field(default_factory=TokenConfig)
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        settle_fields(self)
 
     def builds_as(self, other: IndexConfig) -> bool:
         """Whether both build the same bytes of a segment; settings of other kinds, of words and of queries are

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from dcdctl.core import artifacts, files, models
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Kind
-from dcdctl.core.config import NOT_EMPTY, Constraint, Key, Natural, between, check_fields
+from dcdctl.core.config import NOT_EMPTY, Constraint, Key, Natural, between, settle_fields
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search import exact
@@ -121,7 +121,7 @@ class ImageSource:
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, "sources")
+        settle_fields(self, "sources")
 
     @property
     def is_corpus(self) -> bool:
@@ -138,7 +138,7 @@ class IndexedModel:
     fingerprint: Annotated[str, FINGERPRINT]
 
     def __post_init__(self) -> None:
-        check_fields(self, "model")
+        settle_fields(self, "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ class ListFile:
     sha256: str | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        settle_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class SealedFile:
     sha256: str
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        settle_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ class Column:
     """A key of `COLUMN_TYPES`."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "columns")
+        settle_fields(self, "columns")
         if self.type not in COLUMN_TYPES:
             raise ConfigError(f"columns.type must be one of {', '.join(COLUMN_TYPES)}, got {self.type!r}")
 
@@ -209,7 +209,7 @@ class ColumnsFile:
     columns: tuple[Column, ...]
 
     def __post_init__(self) -> None:
-        check_fields(self, "columns")
+        settle_fields(self, "columns")
         names = [column.name for column in self.columns]
         if len({*names, *BUILT_IN.names}) < len(names) + len(BUILT_IN.names):
             raise ConfigError("columns has a name twice, or that of an image's own column")
@@ -230,7 +230,7 @@ class RowsFile:
     sha256: str
 
     def __post_init__(self) -> None:
-        check_fields(self, "image_files")
+        settle_fields(self, "image_files")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +247,7 @@ class TextSide:
     """Why the model has no text side for ONNX Runtime; empty if it has one."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "text")
+        settle_fields(self, "text")
         names = {file.file for file in self.files}
         if self.files and not {*TextTower.FILES} <= names:
             raise ConfigError(f"text.files has not all of {', '.join(TextTower.FILES)}")
@@ -279,7 +279,7 @@ class IndexDocument:
     keywords: Annotated[WordFiles | None, Key(omits_default=True)] = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        settle_fields(self)
 
     @property
     def stored_type(self) -> StoredType:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from dcdctl.core.config import MOST, NOT_EMPTY, Count, Natural, NotNegative, Positive, between, check_fields
+from dcdctl.core.config import MOST, NOT_EMPTY, Count, Natural, NotNegative, Positive, between, settle_fields
 from dcdctl.core.data import MAX_PIXELS
 from dcdctl.core.errors import ConfigError
 
@@ -92,7 +92,7 @@ class ServiceConfig:
     """Time that requests in progress get when the service is stopped."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        settle_fields(self)
         for name in self.allowed_hosts:
             if not re.fullmatch(r"(\*\.)?[\w.-]+", name):
                 raise ConfigError(

@@ -26,7 +26,7 @@ from dcdctl.core.config import (
     Repeated,
     Seed,
     between,
-    check_fields,
+    settle_fields,
 )
 from dcdctl.core.data import Corpus, Direction, Indices, RaggedArray
 from dcdctl.core.engines import ON_CPU, Compute
@@ -91,7 +91,7 @@ class CandidateConfig:
     """Seed of the draws."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "candidates")
+        settle_fields(self, "candidates")
         if self.kind == "embedding" and not self.model:
             raise ConfigError(
                 "candidates.kind embedding needs candidates.model", hint="name a dual encoder, a CLIP or a text encoder"

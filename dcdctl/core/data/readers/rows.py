@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from dcdctl.core import files
-from dcdctl.core.config import between, check_fields
+from dcdctl.core.config import between, settle_fields
 from dcdctl.core.data.columns import ImageColumns
 from dcdctl.core.data.corpus_json import SkippedRow
 from dcdctl.core.data.images import NEEDS_PACKAGE, ImageFile, ImageStore, RowError, count_kinds, left_out_lines
@@ -73,7 +73,7 @@ class TextSource(SourceConfig):
     """The encoding of the file, or of the files of texts; None to recognize it."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        settle_fields(self)
         if self.encoding is not None:
             # One name for each codec, so that cp1252 and windows-1252 give the same corpus.
             object.__setattr__(self, "encoding", check_encoding(self.encoding))

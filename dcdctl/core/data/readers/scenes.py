@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from dcdctl.core.config import Natural, between, check_fields
+from dcdctl.core.config import Natural, between, settle_fields
 from dcdctl.core.data import scenes
 from dcdctl.core.data.readers.rows import SPLITS, Listing, RowCheck, SourceConfig, SourceRow, SplitCounts, check_splits
 
@@ -25,7 +25,7 @@ class ScenesSource(SourceConfig):
 
     def __post_init__(self) -> None:
         check_splits("counts", self.counts)
-        check_fields(self)
+        settle_fields(self)
 
     def list_rows(self, check: RowCheck) -> Listing:
         """The first scenes of each split."""

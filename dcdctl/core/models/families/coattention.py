@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dcdctl.core.config import Count, Fraction, check_fields
+from dcdctl.core.config import Count, Fraction, settle_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.inputs import States, select_rows
 from dcdctl.core.models.networks import backbones
@@ -54,7 +54,7 @@ class FusionSize:
     """Dropout of each sublayer's output and of attention probabilities."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "fusion")
+        settle_fields(self, "fusion")
         if self.hidden_size % self.num_heads:
             raise ConfigError(f"fusion.hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
 

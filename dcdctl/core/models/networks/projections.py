@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dcdctl.core.config import Count, Fraction, check_fields
+from dcdctl.core.config import Count, Fraction, settle_fields
 
 # Of the order of the first scale of CLIP, 1/0.07; it is trained.
 FIRST_LOGIT_SCALE = 20.0
@@ -31,7 +31,7 @@ class ProjectionSize:
     """Dropout of the features: without it a linear layer memorizes a few thousand captions."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        settle_fields(self)
 
 
 class EncoderProjections(nn.Module):

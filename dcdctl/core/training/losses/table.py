@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from dcdctl.core.config import ASCENDING, Count, Fraction, Positive, Share, check_fields
+from dcdctl.core.config import ASCENDING, Count, Fraction, Positive, Share, settle_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses import all_pairs, lists, official, vectors
@@ -45,7 +45,7 @@ class LossConfig:
     numbers of the teacher's too. Empty: the full width alone, which a list names as its last."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "loss")
+        settle_fields(self, "loss")
         unknown = [name for name in self.terms if name not in LOSSES and name not in VECTOR_LOSSES]
         if unknown or not self.terms:
             found, known = ", ".join(unknown) or "nothing", ", ".join([*LOSSES, *VECTOR_LOSSES])

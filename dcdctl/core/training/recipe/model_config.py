@@ -18,9 +18,9 @@ from dcdctl.core.config import (
     Share,
     Width,
     between,
-    check_fields,
     defaults_under,
     flatten,
+    settle_fields,
 )
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import TrainedParts
@@ -117,7 +117,7 @@ class AnyModelConfig:
                 f"a {self.kind} model cannot start from a fusion teacher",
                 hint="set model.start to new, or to a dual encoder",
             )
-        check_fields(self, "model")
+        settle_fields(self, "model")
         if self.has_new_heads and self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"model.hidden_size {self.hidden_size} is not a multiple of model.num_heads {self.num_heads}"

@@ -29,7 +29,7 @@ from dcdctl.core.config import (
     between,
     build,
     changed_fields,
-    check_fields,
+    settle_fields,
     to_table,
 )
 from dcdctl.core.data import Direction, StreamConfig
@@ -65,7 +65,7 @@ class BatchConfig:
     step. A query with too few mined ones gets random ones too."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "batch")
+        settle_fields(self, "batch")
 
     def check_lists(self, loss: LossConfig) -> None:
         """ConfigError if more negatives are kept than drawn; without a teacher all drawn ones are kept."""
@@ -101,7 +101,7 @@ class PoolConfig:
     """rounds: pairs that the teacher scores in all, in equal parts; all candidates if not set."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "pool")
+        settle_fields(self, "pool")
         if self.max_pairs is not None and self.max_pairs < (self.rounds or 0):
             raise ConfigError(f"pool.max_pairs is {self.max_pairs}, fewer than pool.rounds", hint="set it higher")
         if self.max_pairs is not None and self.rounds is None:
@@ -139,7 +139,7 @@ class OptimizerConfig:
     """Steps between checkpoints; the two newest are kept."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "optimizer")
+        settle_fields(self, "optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ class ValidationConfig:
     its end, and the average keeps the bound."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "validation")
+        settle_fields(self, "validation")
         if self.at_start and not self.every:
             raise ConfigError(
                 "validation.at_start is set, and validation.every is 0",
@@ -210,7 +210,7 @@ class Recipe:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        settle_fields(self)
         self.model.check(self)
         self.validation.check_average(self.model.average_with_start)
         self.batch.check_lists(self.loss)
