@@ -35,7 +35,7 @@ class TextCacheJob(Embeddings):
             "PLACE",
         ),
     ] = None
-    """Of a corpus or a pool, `split` is read."""
+    """`split` is that of a corpus or a pool among them."""
     vectors: Annotated[
         list[str] | None,
         reads(
