@@ -51,6 +51,10 @@ def test_core_holds_these_rooms_and_ground_files():
     assert {path.stem for path in CORE.glob("*.py")} == {"__init__", *GROUND} - set(GROUND_ROOMS)
 
 
+def test_ground_files_are_at_most_twelve():
+    assert len(GROUND) - len(GROUND_ROOMS) <= 12
+
+
 def test_the_order_of_the_rooms_has_no_cycle():
     rooms = list(MAY_IMPORT)
     for room, earlier in MAY_IMPORT.items():

@@ -28,7 +28,6 @@ GROUND = (
     "progress",
     "places",
     "files",
-    "locks",
     "artifacts",
     "config",
     "toml",
@@ -39,6 +38,6 @@ GROUND = (
     "templates",
 )
 """The ground in order, files and rooms; each imports only those before it."""
-GROUND_ROOMS = ("artifacts",)
+GROUND_ROOMS = ("files", "artifacts")
 """Those of the ground that are rooms: they are imported through their faces too."""
 ROOMS = (*GROUND_ROOMS, *MAY_IMPORT)

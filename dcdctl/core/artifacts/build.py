@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import files, locks
+from dcdctl.core import files
 from dcdctl.core.artifacts.checksums import Document, list_files, note_digest, seal_of, sha256_of, write_document
 from dcdctl.core.artifacts.differences import expect
 from dcdctl.core.artifacts.kinds import PLAN_CHECKSUM, Kind
@@ -36,8 +36,8 @@ class Build:
         return (self.folder / self.kind.seal_file).exists()
 
     def lock(self, *, wait: Track | None = None) -> AbstractContextManager[None]:
-        """The folder for this process alone; StaleError if another run has it, or `wait` for it (`locks.lock`)."""
-        return locks.lock(self.folder, wait=wait)
+        """The folder for this process alone; StaleError if another run has it, or `wait` for it (`files.lock`)."""
+        return files.lock(self.folder, wait=wait)
 
     def begin(self, *, restart: bool = False, kept: Collection[str] = ()) -> Document:
         """Make the folder this plan's, and return the notes of an earlier run of the same plan; none for a new build.
