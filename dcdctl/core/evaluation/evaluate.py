@@ -29,12 +29,12 @@ from dcdctl.core.evaluation.document import (
     Depth,
     Evaluation,
     HowMeasured,
-    Measured,
     PoolEvaluation,
     VectorForm,
 )
 from dcdctl.core.evaluation.files import write_evaluation
 from dcdctl.core.evaluation.job import EvalJob
+from dcdctl.core.evaluation.measured import Measured
 from dcdctl.core.evaluation.measures import NDCG, mean_measures
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
