@@ -35,7 +35,7 @@ from typing import Any
 from claims_file import CLAIMS, GIVEN, At, Claim, Run, is_within, load, placeholders
 from reports import processor, say
 
-from dcdctl.core import artifacts, files, locks
+from dcdctl.core import artifacts, files
 from dcdctl.core.errors import DcdError, StaleError
 from dcdctl.core.progress import silent
 
@@ -360,12 +360,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown := set(args.only) - {*runs, *claims}:
             parser.error(f"claims.toml has no {', '.join(sorted(unknown))}")
         files.check_output_folder(bench.work)
-        with locks.lock(bench.work):
+        with files.lock(bench.work):
             outcomes = check(runs, claims, bench)
         verdicts = [outcome.verdict for outcome in outcomes.values()]
         say(", ".join(f"{verdicts.count(each)} {each}" for each in (PASS, DRIFT, NOT_RUN)))
         if args.write:
-            with locks.lock(CLAIMS.parent, wait=silent):
+            with files.lock(CLAIMS.parent, wait=silent):
                 store(runs, claims, outcomes, bench)
     except DcdError as error:
         say(f"error: {error}")

@@ -370,7 +370,7 @@ def test_killed_between_two_files_the_same_command_writes_the_rest(claims, made,
 
 
 def test_a_second_run_in_the_same_folder_is_refused(claims, made, capsys):
-    with claims.locks.lock(made / "work"):
+    with claims.files.lock(made / "work"):
         # flock is per open file, so that this process is refused too.
         assert run(claims, made) == 2
     assert re.fullmatch(r"error: another run is writing to \S+work; .*\n", capsys.readouterr().err)

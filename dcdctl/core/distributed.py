@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch.distributed
 from torch import Tensor, nn
 
-from dcdctl.core import devices, locks
+from dcdctl.core import devices, files
 from dcdctl.core.errors import ConfigError, DcdError
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def lock(folder: Path) -> Iterator[None]:
         # The main process first: it decides whether the folder is this run's, and no other process takes a part of it
         # before.
         with main_first():
-            held.enter_context(locks.lock(folder, rank()))
+            held.enter_context(files.lock(folder, rank()))
         yield
 
 

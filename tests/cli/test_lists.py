@@ -10,7 +10,7 @@ import recipe_table
 from command_line import document_of, error_of, run
 
 from dcdctl.core import data, models
-from dcdctl.core.models import load_save
+from dcdctl.core.models.references import family_table
 from dcdctl.core.training import load_recipe
 from dcdctl.core.training.recipe import packaged
 
@@ -48,7 +48,7 @@ def test_the_page_on_recipes_has_the_table_of_their_heads():
 def test_the_list_of_models_has_every_family_and_every_named_teacher():
     document = document_of("models")
     assert {family["name"]: family["kind"] for family in document["families"]} == {
-        name: family.kind for name, family in load_save.FAMILIES.items()
+        name: family.kind for name, family in family_table.FAMILIES.items()
     } | {"other dual encoders of transformers": "dual"}
     (row,) = [line for line in run("models").stdout.splitlines() if "other dual encoders of transformers" in line]
     assert "loads, family not tested" in row
@@ -74,7 +74,7 @@ def test_a_family_whose_package_is_missing_names_the_command_that_installs_it(mo
 
 
 def test_every_extra_of_a_family_has_its_module():
-    assert all(bool(family.extra) == bool(family.module) for family in load_save.FAMILIES.values())
+    assert all(bool(family.extra) == bool(family.module) for family in family_table.FAMILIES.values())
 
 
 # What the shell asks, what is proposed, and the heavy libraries that were imported for it.

@@ -17,6 +17,7 @@ import pytest
 from captioned_photos import jpeg
 from command_line import run
 from PIL import Image
+from sent_tasks import SendingEngine
 from shards import parquet_of
 
 from dcdctl.core.data import (
@@ -33,7 +34,8 @@ from dcdctl.core.data.corpus_json import all_splits, split_to_measure
 from dcdctl.core.data.corpus_summary import corpus_table, summarize_corpus
 from dcdctl.core.data.readers.captions import MAX_TEXT_BYTES
 from dcdctl.core.data.readers.rows import divide
-from dcdctl.core.errors import ConfigError, CorpusError, InputError
+from dcdctl.core.engines import ThisProcess
+from dcdctl.core.errors import ConfigError, CorpusError, DcdError, InputError
 from dcdctl.core.export.check import samples_of
 from dcdctl.core.integrity import verify
 
@@ -59,12 +61,12 @@ def queries(tmp_path):
     return path
 
 
-def prepare(out, *, options=None, decontaminate=(), **choice):
+def prepare(out, *, options=None, decontaminate=(), engine=None, **choice):
     settings = {key: [value] if isinstance(value, Path) else value for key, value in choice.items()}
     settings |= {key: choice[key] for key in ("csv", "jsonl", "karpathy") if key in choice}
     manifest = choose_manifest(PrepareJob(out=out, **settings))
     options = PrepareOptions(workers=1, **(options or {}))
-    return prepare_corpus(manifest, out, options=options, decontaminate=decontaminate)
+    return prepare_corpus(manifest, out, options=options, decontaminate=decontaminate, engine=engine or ThisProcess())
 
 
 def contents(folder):
@@ -472,6 +474,16 @@ def test_images_and_texts_of_val_and_test_are_left_out_of_the_pool(tmp_path, mix
     assert line in str(summary)
     assert line in str(prepare(tmp_path / "out", **mixed))
     assert verify(tmp_path / "out").problems == []
+
+
+def test_a_pool_is_not_written_before_what_it_must_not_have_is_known(tmp_path, mixed):
+    error = DcdError("1 task failed 4 times")
+    with pytest.raises(DcdError, match="1 task failed"):
+        prepare(tmp_path / "out", engine=SendingEngine(fails="of test-00000-of-00001.parquet", error=error), **mixed)
+    noted = json.loads((tmp_path / "out" / "prepare.json").read_text())["shards"]
+    assert {name.partition("-")[0] for name in noted} == {"train", "val"}
+    prepare(tmp_path / "out", engine=SendingEngine(), **mixed)
+    assert Corpus.open(tmp_path / "out", "pool").image_ids == KEPT_IMAGES
 
 
 def test_a_copy_of_a_held_out_image_is_not_in_the_train_of_a_pool(tmp_path, photos, queries):

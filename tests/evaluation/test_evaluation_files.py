@@ -17,6 +17,7 @@ from dcdctl.core.evaluation import EvalOptions, Measured, evaluate
 from dcdctl.core.evaluation import files as evaluation_files
 from dcdctl.core.evaluation.files import SavedEvaluation
 from dcdctl.core.evaluation.ranking import RankTable
+from dcdctl.core.files import atomic
 
 CORPUS = Numbers(OWNER)
 
@@ -129,7 +130,8 @@ def test_an_evaluation_that_fails_while_it_writes_leaves_no_numbers_of_other_ran
         return real(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "atomic_path", full)
+        for module in (files, atomic):
+            patch.setattr(module, "atomic_path", full)
         with pytest.raises(OSError, match="gone"):
             write(tmp_path, other)
     assert not (tmp_path / "result.json").exists()

@@ -27,7 +27,7 @@ from processes import TIMEOUT_S
 from tiny import contents
 
 from dcdctl.core import artifacts, files
-from dcdctl.core.artifacts import Build, Kind, first_difference, seal_of, sha256_of
+from dcdctl.core.artifacts import Build, Kind, checksums, first_difference, seal_of, sha256_of
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
 from dcdctl.core.scoring import FEATURES
 
@@ -216,7 +216,7 @@ def test_a_file_that_changes_and_keeps_its_size_and_time_is_hashed_again(tmp_pat
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 def test_a_forked_process_does_not_wait_for_a_hash_of_its_parent(tmp_path):
     (tmp_path / "part").write_bytes(b"part")
-    with artifacts._LOCKS.setdefault(os.getpid(), threading.Lock()):  # held, as by a thread that hashes
+    with checksums._LOCKS.setdefault(os.getpid(), threading.Lock()):  # held, as by a thread that hashes
         child = os.fork()
         if not child:
             sha256_of(tmp_path / "part")
@@ -324,7 +324,7 @@ def test_a_part_outside_of_the_folder_is_refused_by_name_before_a_file_is_opened
         assert "elsewhere" not in str(path)
         return sha256_of(path)
 
-    monkeypatch.setattr(artifacts, "sha256_of", hashed)
+    monkeypatch.setattr(checksums, "sha256_of", hashed)
     seal = next(path / name for path in artifact.parts[0].parents for name in SEALS if (path / name).is_file())
     intact = seal.read_text(encoding="utf-8")
     for path in artifact.parts:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from dcdctl.core import artifacts, devices
+from dcdctl.core.artifacts import checksums
 from dcdctl.core.devices import read_ahead
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import CorpusError, InputError
@@ -64,8 +65,8 @@ def test_a_started_worker_knows_the_checksums_of_its_parent(tmp_path, monkeypatc
     (tmp_path / "part").write_bytes(b"part")
     digest = artifacts.sha256_of(tmp_path / "part")
     sent = pickle.dumps(devices._ErrorsAsItems(Squares()))
-    monkeypatch.setattr(artifacts, "_DIGESTS", {})
-    monkeypatch.setattr(artifacts.files, "sha256_of", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(checksums, "_DIGESTS", {})
+    monkeypatch.setattr(checksums.files, "sha256_of", lambda path: pytest.fail("hashed again"))
     pickle.loads(sent)
     assert artifacts.sha256_of(tmp_path / "part") == digest
 

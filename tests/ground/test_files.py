@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from dcdctl.core import files, locks
+from dcdctl.core import files
 from dcdctl.core.errors import InputError
+from dcdctl.core.files import atomic
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
@@ -162,7 +163,7 @@ def test_files_are_named_by_themselves_by_folders_and_by_patterns_each_once(tabl
 
 def test_a_folder_counts_as_empty_while_a_part_of_it_is_locked(tmp_path):
     """A command that was killed there leaves the lock file."""
-    with locks.lock(tmp_path / "data"):
+    with files.lock(tmp_path / "data"):
         assert any(tmp_path.iterdir())
         assert files.is_vacant(tmp_path)
     (tmp_path / ".notes").write_text("dear")
@@ -210,7 +211,7 @@ def test_files_are_flushed_when_they_are_whole(tmp_path, monkeypatch):
 
 
 def test_what_a_living_process_writes_is_no_leftover(tmp_path):
-    host = files._partial_of(tmp_path).name.split(".")[-2].split("-")[0]
+    host = atomic._partial_of(tmp_path).name.split(".")[-2].split("-")[0]
     ended = subprocess.Popen(["true"])
     ended.wait()
     leftovers = {

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from dcdctl.core.errors import StaleError
-from dcdctl.core.files import is_vacant
-from dcdctl.core.locks import lock
+from dcdctl.core.files import is_vacant, lock
 from dcdctl.core.progress import silent
 
 

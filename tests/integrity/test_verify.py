@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models, search
+from dcdctl.core.artifacts import checksums
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.evaluation import SavedEvaluation
 from dcdctl.core.integrity import verification, verify
@@ -31,7 +32,7 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(intact: Path, tmp_path: Path) -> Path:
-    artifacts._DIGESTS.clear()  # a new process remembers nothing
+    checksums._DIGESTS.clear()  # a new process remembers nothing
     return shutil.copytree(intact, tmp_path / "all")
 
 

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from transformers import ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core import artifacts, models
+from dcdctl.core.artifacts import checksums
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import load_save
 from dcdctl.core.models.references import folders
@@ -237,7 +238,7 @@ def test_a_file_without_permission_is_not_to_be_saved_again(dual_dir, monkeypatc
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(artifacts, "sha256_of", refuse)
+    monkeypatch.setattr(checksums, "sha256_of", refuse)
     with pytest.raises(
         ModelError,
         match=r"config\.json cannot be read: Permission denied; change its permissions, or those of the folders",

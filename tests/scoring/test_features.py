@@ -19,7 +19,7 @@ from open_inputs import OpenInputs
 from tiny import contents, make_corpus
 from torch.testing import assert_close
 
-from dcdctl.core import artifacts, files, locks, training
+from dcdctl.core import artifacts, files, training
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.progress import byte_size
@@ -267,7 +267,7 @@ def test_features_that_another_run_is_writing_are_awaited_and_not_encoded_again(
 
     monkeypatch.setattr(feature_build, "_build", None)
     with ExitStack() as lock:
-        lock.enter_context(locks.lock(folder))
+        lock.enter_context(files.lock(folder))
         assert open_or_build(tmp_path, corpus, pair, track=track).parts == kept.parts
     assert labels == [f"wait for another run that is writing to {folder}"]
 

@@ -10,7 +10,7 @@ from dcdctl.core.engines import Compute
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.models import vector_states
 from dcdctl.core.scoring import CorpusSource, PairScorer, folds, pairs
-from dcdctl.core.scoring.features import EmbeddedImages
+from dcdctl.core.scoring.sources import EmbeddedImages
 
 
 def scorer_on(images: range, texts: range) -> PairScorer:

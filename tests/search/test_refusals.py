@@ -21,7 +21,7 @@ from noise_index import CAPTIONS
 from refusals import Refusal
 from tiny import make_models, make_splits
 
-from dcdctl.core import artifacts, locks, models
+from dcdctl.core import artifacts, files, models
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.search import (
     FolderIndex,
@@ -209,7 +209,7 @@ def ambiguous(own, photos, tmp_path):
 
 
 def while_another_writes(own):
-    with locks.lock(own):
+    with files.lock(own):
         update(own, remove=("0.png",))
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 from processes import TIMEOUT_S
 
-from dcdctl.core import locks
+from dcdctl.core import files
 from dcdctl.core.data import FolderImageFile, RowError
 from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.search import (
@@ -589,7 +589,7 @@ def test_watching_begins_while_another_run_writes_and_goes_on_with_a_folder_that
     monkeypatch.setattr(watch, "TRY_AGAIN_S", 0.1)
     stop, seen, errors = threading.Event(), queue.Queue(), queue.Queue()
     thread = threading.Thread(target=watch_index, args=(str(index.folder), seen.put, errors.put), kwargs={"stop": stop})
-    with locks.lock(index.folder):
+    with files.lock(index.folder):
         put(photos, {"new.jpg": photo(2)})
         thread.start()
         assert "another run is writing" in str(errors.get(timeout=TIMEOUT_S))

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dcdctl.core import artifacts
+from dcdctl.core.artifacts import checksums
 from dcdctl.core.data.shards import read_shard, write_shard
 from dcdctl.core.errors import DcdError
 from dcdctl.core.scoring import features
@@ -115,7 +116,7 @@ def _outcome(artifact: Artifact, expected: str, names: set[str]) -> tuple[str, o
 
 def as_new_process() -> None:
     """Forget what this process knows of files."""
-    artifacts._DIGESTS.clear()
+    checksums._DIGESTS.clear()
     features._mapped.cache_clear()
     part_files._CHECKED.clear()
     part_files._READ.clear()

@@ -105,7 +105,7 @@ READ_ONLY: dict[str, Any] = {
     ),
     "MultiVectorEncoder": lambda captions, folder: models.load(save_multi_vector(folder / "vectors", captions)),
 }
-"""Families that are teachers and re-rankers only, by their name in `load_save.FAMILIES`: they are not trained."""
+"""Families that are teachers and re-rankers only, by their name in `family_table.FAMILIES`: they are not trained."""
 VARIANTS: dict[str, Any] = {
     **FAMILIES,
     "co-attention over timm": lambda captions, folder: make_pair(captions, folder, "timm map", "distilbert"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import locks
+from dcdctl.core import files
 from dcdctl.core.data import Corpus
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import CacheJob, CandidateConfig, TeacherCache, build
@@ -23,5 +23,5 @@ def build_cache(
     corpus: Corpus, teacher: Any, folder: Path, config: CandidateConfig, *, track: Track = silent, **options: Any
 ) -> TeacherCache:
     """The finished cache of these candidates."""
-    with locks.lock(folder):
+    with files.lock(folder):
         return build.score_planned(plan_cache(corpus, teacher, folder, config, track=track, **options), track=track)

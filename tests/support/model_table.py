@@ -13,9 +13,8 @@ from page_table import PageTable
 from paths import DOCS, FIXTURES
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import load_save
 from dcdctl.core.models.networks.towers import TrainedParts
-from dcdctl.core.models.references import folders
+from dcdctl.core.models.references import family_table, folders
 
 PLACE = PageTable(DOCS / "models.md", "<!-- models: written by tests/support/model_table.py -->\n", "<!-- /models -->")
 CAPTIONS = [
@@ -63,7 +62,7 @@ def table(by_type: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     # A query encoder is no model of its own: docs/query-students.md.
-    types = [name for name, family in load_save.FAMILIES.items() if family.kind != "query"]
+    types = [name for name, family in family_table.FAMILIES.items() if family.kind != "query"]
     for model_type in [*types, *OFFICIAL, "module:function"]:
         model, form = by_type.get(model_type), "a checkpoint of the official code" if model_type in OFFICIAL else ""
         source = form or SOURCES.get(model_type, "folder or Hub id of transformers")

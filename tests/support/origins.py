@@ -77,7 +77,7 @@ class Origin:
     """Where a model of a family comes from."""
 
     model_type: str
-    """As in `load_save.FAMILIES`; the form of the reference where that is no folder of a family."""
+    """As in `family_table.FAMILIES`; the form of the reference where that is no folder of a family."""
     kind: str
     saved_by: str
     save: Callable[[list[str], Path], str]

@@ -67,7 +67,7 @@ def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
     For what takes many seconds, because the tests of a module may run in any of the processes. The folder is not to be
     written to.
     """
-    from dcdctl.core.locks import lock
+    from dcdctl.core.files import lock
     from dcdctl.core.progress import silent
 
     own = tmp_path_factory.getbasetemp()

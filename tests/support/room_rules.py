@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "study": ("engines", "data", "models", "scoring", "teacher", "evaluation", "training", "bench", "report"),
     "integrity": ("data", "models", "scoring", "teacher", "evaluation", "training", "bench", "search"),
 }
-"""The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""
+"""The rooms in order, and the earlier rooms that each one reads. The ground is free to all."""
 GROUND = (
     "errors",
     "arguments",
@@ -28,7 +28,6 @@ GROUND = (
     "progress",
     "places",
     "files",
-    "locks",
     "artifacts",
     "config",
     "toml",
@@ -38,4 +37,7 @@ GROUND = (
     "distributed",
     "templates",
 )
-"""The ground files in order; each imports only those before it."""
+"""The ground in order, files and rooms; each imports only those before it."""
+GROUND_ROOMS = ("files", "artifacts")
+"""Those of the ground that are rooms: they are imported through their faces too."""
+ROOMS = (*GROUND_ROOMS, *MAY_IMPORT)

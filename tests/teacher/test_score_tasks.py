@@ -25,9 +25,10 @@ from processes import FAULT_TRIALS, TIMEOUT_S
 from task_work import do, engine, flipped, names
 from tiny import contents, make_models, make_teacher
 
-from dcdctl.core import files, locks, models
+from dcdctl.core import files, models
 from dcdctl.core.engines import Compute, TasksWrittenError, facts_in, read_task_facts, write_table
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
+from dcdctl.core.files import atomic
 from dcdctl.core.teacher import CacheJob, CandidateConfig, TeacherCache, build, cache_scores
 
 CONFIG = CandidateConfig(per_query=4)
@@ -317,10 +318,10 @@ def test_another_job_does_not_touch_the_tasks_of_one(job, stage, corpus, own):
 
 def test_two_that_collect_are_one(job, own):
     do(tasks_of(job))
-    with locks.lock(job.out), pytest.raises(StaleError, match=r"another run is writing to .*cache"):
+    with files.lock(job.out), pytest.raises(StaleError, match=r"another run is writing to .*cache"):
         collect(job)
     second = replace(job, out=job.out.with_name("second"))
-    with locks.lock(tasks_of(job)), pytest.raises(StaleError, match=r"another run is writing to .*tasks"):
+    with files.lock(tasks_of(job)), pytest.raises(StaleError, match=r"another run is writing to .*tasks"):
         collect(second)
     assert same(collect(job), own)
 
@@ -339,13 +340,13 @@ def test_a_full_disk_keeps_what_is_done(job, own, monkeypatch):
         return fail
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", full("results-00002"))
+        patch.setattr(atomic, "sync", full("results-00002"))
         with pytest.raises(InputError, match=r"no room left for .*results-00002\.parquet; make room"):
             do(tasks)
     assert names(tasks, "results") == SHARDS[:2]
     do(tasks)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", full("pairs-00004"))
+        patch.setattr(atomic, "sync", full("pairs-00004"))
         with pytest.raises(InputError, match=r"no room left for .*pairs-00004\.parquet.*; make room and run the same"):
             collect(job)
     assert 0 < len(list(job.out.glob("pairs-*.parquet"))) < 7
@@ -355,7 +356,7 @@ def test_a_full_disk_keeps_what_is_done(job, own, monkeypatch):
 
 def test_a_task_that_another_process_does_is_left_to_it(job):
     tasks = tasks_of(job)
-    with locks.lock(tasks / "tasks-00003.parquet"):
+    with files.lock(tasks / "tasks-00003.parquet"):
         done = do(tasks)
     assert (done.num_tasks, done.num_there, done.num_busy) == (7, 0, 1)
     assert len(names(tasks, "results")) == 6

@@ -176,7 +176,7 @@ def test_lists_need_enough_candidates(pool):
         choose_pairs(pool, recipe(*sets), scores_of(blocks=3), None)
 
 
-def test_pseudo_positives_are_the_best_images_above_a_threshold(pool, monkeypatch):
+def test_sure_picks_are_the_best_images_above_a_threshold(pool, monkeypatch):
     monkeypatch.setattr(picks, "TEXTS_AT_ONCE", 5)
     for scores in (scores_of(), scores_of(blocks=3)):
         best_T, score_T = np.nanargmax(scores.matrix, axis=0), np.nanmax(scores.matrix, axis=0)
@@ -317,15 +317,15 @@ def test_captioned_images_and_a_pool_are_learned_from_together(pool, captioned, 
     assert torch.isfinite(torch.tensor(line["loss"]))
 
 
-def test_pseudo_positives_are_counted_and_measured_where_there_are_labels(pool, captioned, teacher, tmp_path):
+def test_sure_picks_are_counted_and_measured_where_there_are_labels(pool, captioned, teacher, tmp_path):
     said: list[str] = []
     inputs = OpenInputs(captioned, [], None, [teacher], pool=pool)
     sets = [*MIXED, "pool.pseudo_positive_above=-1000", "pool.images=2"]
     run = distill(inputs, tmp_path / "run", *sets, say=said.append)
     assert "pool_infonce" in run.metrics()[0]
-    lines = [line for line in said if "pseudo positive" in line]
-    assert lines[0].startswith("18 of 18 captions have a pseudo positive above -1000, which is the own image of ")
-    assert lines[1] == "24 of 24 texts of the pool have a pseudo positive above -1000"
+    lines = [line for line in said if "sure pick" in line]
+    assert lines[0].startswith("18 of 18 captions have a sure pick, above -1000, which is the own image of ")
+    assert lines[1] == "24 of 24 texts of the pool have a sure pick, above -1000"
 
 
 def test_a_threshold_that_no_pick_reaches_is_named_with_the_best_score(pool):

@@ -238,7 +238,7 @@ def test_rounds_teach_a_student_by_the_picks_of_the_teacher_alone(refs, tmp_path
     said: list[str] = []
     run = train(refs, tmp_path / "run", "pool.rounds=2", *picks, say=said.append)
     assert "infonce" in run.metrics()[0]
-    assert sum("18 of 18 texts of the pool have a pseudo positive" in line for line in said) == 1
+    assert sum("18 of 18 texts of the pool have a sure pick" in line for line in said) == 1
     # Every pick is sure, so a second round has nothing to ask.
     assert [path.name for path in (tmp_path / "run-rounds").iterdir()] == ["cache-1"]
 
@@ -286,7 +286,7 @@ def test_auto_is_said_and_the_batches_have_the_same_number(refs, functions, tmp_
     train(refs, tmp_path / "run", *EVERY, "loss.terms={ infonce = 1.0 }", say=said.append)
     (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]
     assert "auto: 0, above which at least 87% of the picks are expected to be right" in line
-    assert "18 of 18 texts of the pool have a pseudo positive above 0" in said
+    assert "18 of 18 texts of the pool have a sure pick, above 0" in said
 
 
 def test_a_student_that_only_proposes_learns_from_what_is_more_often_right_than_wrong(refs, functions, tmp_path):

@@ -121,31 +121,20 @@ def write_splits(
             unwanted = held_out if split in trained else HeldOut()
             for shard in planned:
                 if shard.note is not None:
-                    note = shard.note
-                    written = list(map(RowFacts.of, read_shard(shard.path), (int(value, 16) for value in note.hashes)))
+                    note, rows = shard.note, _rows_of_finished(shard.path, shard.note)
                     advance(len(shard.rows))
-                elif checks.error is not None and split in trained:
-                    break  # an image of it may be in a shard that is missing
                 else:
-                    try:
-                        with resumed_by(RUN_AGAIN, lambda: bool(notes)):
-                            note, written = _write_shard(
-                                shard.path,
-                                shard.rows,
-                                checked=checks.of(shard.files),
-                                labels=listing.label_columns,
-                                unwanted=unwanted,
-                                options=options,
-                            )
-                    except DcdError as error:
-                        if error is not checks.error:
-                            raise
-                        continue
+                    # An image that the pool must not have may be in a shard that could not be written.
+                    lacks_unwanted = split in trained and checks.error is not None
+                    written = None if lacks_unwanted else _written(shard, listing, notes, checks, unwanted, options)
+                    if written is None:
+                        continue  # `checks.end` says why
+                    note, rows = written
                     notes[shard.path.name] = note
                     # After each shard: a killed run loses at most the shards that it was writing.
                     build.note(shards=config.to_table(notes))
                 shards[split].append(note)
-                facts[split] += written
+                facts[split] += rows
             if split in HELD_OUT and trained:
                 for fact in facts[split]:
                     held_out.add(f"{fact.image_id} of {split}", fact.image_digest, fact.hash)
@@ -172,6 +161,37 @@ def _planned_shards(
             # The file may be missing, or may have changed since.
             is_finished = note is not None and path.exists() and sha256_of(path) == note.entry.sha256
             yield PlannedShard(next(numbers), split, path, part, note if is_finished else None)
+
+
+def _rows_of_finished(path: Path, note: ShardNote) -> list[RowFacts]:
+    """The rows of a shard that an earlier run has written."""
+    return list(map(RowFacts.of, read_shard(path), (int(value, 16) for value in note.hashes)))
+
+
+def _written(
+    shard: PlannedShard,
+    listing: Listing,
+    notes: Mapping[str, ShardNote],
+    checks: ImageChecks,
+    unwanted: HeldOut,
+    options: PrepareOptions,
+) -> tuple[ShardNote, list[RowFacts]] | None:
+    """The note and the rows of a shard that is now written; None if the engine could not do one of its tasks, whose
+    error is that of the checks."""
+    try:
+        with resumed_by(RUN_AGAIN, lambda: bool(notes)):
+            return _write_shard(
+                shard.path,
+                shard.rows,
+                checked=checks.of(shard.files),
+                labels=listing.label_columns,
+                unwanted=unwanted,
+                options=options,
+            )
+    except DcdError as error:
+        if error is not checks.error:
+            raise
+        return None
 
 
 def _corpus_row(row: SourceRow, image: CheckedImage, labels: Sequence[str]) -> CorpusRow:

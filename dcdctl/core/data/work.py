@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from dcdctl.core import files, locks
+from dcdctl.core import files
 from dcdctl.core.data import urls
 from dcdctl.core.engines import (
     RESULTS,
@@ -80,7 +80,7 @@ class _TaskFile:
         """Whether no other process does it."""
         if url_of(self.path) is None:
             try:
-                self.held.enter_context(locks.lock(self.path))
+                self.held.enter_context(files.lock(self.path))
             except StaleError:
                 return False
         return True

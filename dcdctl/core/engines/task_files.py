@@ -31,7 +31,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core import artifacts, files, locks
+from dcdctl.core import artifacts, files
 from dcdctl.core.artifacts import CHECKSUM
 from dcdctl.core.engines.engine import Output, Task, TaskOf, TaskRows, Worker
 from dcdctl.core.engines.this_process import ThisProcess
@@ -97,7 +97,7 @@ class FilesEngine:
         """The folder for this process."""
         files.check_output_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locks.lock(self.folder):
+        with files.lock(self.folder):
             yield
 
     def _collect(self, tasks: Iterable[TaskOf], advance: Advance) -> Iterator[tuple[TaskOf, Any]]:

@@ -18,7 +18,6 @@ from .document import (
     POOL_FILES,
     Agreement,
     Evaluation,
-    Measured,
     PoolEvaluation,
     check_comparable,
 )
@@ -31,6 +30,7 @@ from .estimates import (
 from .evaluate import evaluate_model, run_evaluation, run_vector_table
 from .files import SavedAgreement, SavedEvaluation, write_evaluation
 from .job import CompareJob, EvalJob
+from .measured import Measured
 from .measures import ESTIMATED, KS, MEASURES, NDCG, RECALL_NAMES, on_front
 from .protocols import Protocol
 from .rankers import EvalOptions, RankingTask

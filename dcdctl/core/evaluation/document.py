@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from dcdctl.core import templates
 from dcdctl.core.artifacts import Document
@@ -15,14 +15,13 @@ from dcdctl.core.config import OMITTED, Count, settle_fields, to_table
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.evaluation import significance
-from dcdctl.core.evaluation.agreement import AGREEMENT, Agreements, Lookup, Over
+from dcdctl.core.evaluation.agreement import AGREEMENT, Agreements, Over
 from dcdctl.core.evaluation.estimates import (
     Estimate,
     Interval,
 )
-from dcdctl.core.evaluation.measures import ESTIMATED, NDCG, RECALL_NAMES, recall_at_k, rsum
+from dcdctl.core.evaluation.measures import ESTIMATED, NDCG
 from dcdctl.core.evaluation.published import Reproduction, compare_with_published
-from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.significance import LEVEL
 from dcdctl.core.places import shown, url_of
 from dcdctl.core.scoring import VectorKind
@@ -414,65 +413,3 @@ def check_comparable(named: Sequence[tuple[object, Evaluation | PoolEvaluation]]
                 f"{name} was evaluated on {result.about_basis}, {first_name} on {first.about_basis}",
                 hint=f"evaluate both on the same with `dcdctl eval`, or {otherwise}",
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """How a model ranked a corpus: the ranks, which no document has, and what a document is made of."""
-
-    corpus: Corpus
-    protocol: HowMeasured
-    text_retrieval: Measures
-    image_retrieval: Measures
-    rankings: Rankings
-    """For all folds, with indices of the corpus; positions and candidates are those within a fold."""
-    table: RankTable
-    """The ranks, with the names of the queries."""
-    depths: tuple[Depth, ...]
-    pairs_scored: int
-    seconds: float
-    order: Lookup | None = None
-    """What gives the model's score of any pair, if it was kept."""
-
-    @property
-    def rsum(self) -> float:
-        return rsum(self.text_retrieval, self.image_retrieval)
-
-    @property
-    def image_recalls_by_label(self) -> dict[str, dict[str, Measures]]:
-        """As in `Evaluation`, over all folds together."""
-        by_label: dict[str, dict[str, Measures]] = {}
-        for label, groups in self.corpus.captions_by_label.items():
-            by_label[label] = {name: recall_at_k(self.table.image_ranks[texts]) for name, texts in groups.items()}
-        return by_label
-
-    def evaluation(self, model: str, **more: Any) -> Evaluation:
-        """The evaluation of the model of this name, with its intervals; `more` are further entries."""
-        # Always with seed 0, so that evaluating again gives the same intervals.
-        estimates = significance.bootstrap([self.table], resamples=RESAMPLES)
-        bounds: dict[Direction, dict[str, Bounds]] = {}
-        for direction, measures in ((Direction.TEXT, self.text_retrieval), (Direction.IMAGE, self.image_retrieval)):
-            # Without what comparisons alone have.
-            compared = estimates.of(direction).items()
-            bounds[direction] = {name: estimate.interval for name, estimate in compared if name in measures}
-        return Evaluation(
-            **_OnSplit.facts(self.corpus),
-            model=model,
-            text_retrieval=self.text_retrieval,
-            image_retrieval=self.image_retrieval,
-            rsum=self.rsum,
-            mean_recall=self.rsum / (2 * len(RECALL_NAMES)),
-            intervals=Intervals(
-                level=LEVEL,
-                resamples=RESAMPLES,
-                rsum=estimates.rsum.interval,
-                text_retrieval=bounds[Direction.TEXT],
-                image_retrieval=bounds[Direction.IMAGE],
-            ),
-            protocol=self.protocol,
-            pairs_scored=self.pairs_scored,
-            seconds=self.seconds,
-            depths=self.depths,
-            image_recalls_by_label=self.image_recalls_by_label,
-            **more,
-        )

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from dcdctl.core import artifacts, files, locks, models
+from dcdctl.core import artifacts, files, models
 from dcdctl.core.arguments import optional_path, optional_ref, path
 from dcdctl.core.data import Corpus, Direction, share_split
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
@@ -29,12 +29,12 @@ from dcdctl.core.evaluation.document import (
     Depth,
     Evaluation,
     HowMeasured,
-    Measured,
     PoolEvaluation,
     VectorForm,
 )
 from dcdctl.core.evaluation.files import write_evaluation
 from dcdctl.core.evaluation.job import EvalJob
+from dcdctl.core.evaluation.measured import Measured
 from dcdctl.core.evaluation.measures import NDCG, mean_measures
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
@@ -182,7 +182,7 @@ def run_evaluation(
     """
     options, folder = resolve(job, say)
     # Before the model is loaded: of two evaluations into one folder, the second fails at once.
-    with nullcontext() if folder is None else locks.lock(folder.resolve()):
+    with nullcontext() if folder is None else files.lock(folder.resolve()):
         corpus, protocol = _open_split(job, say)
         # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
         judge = eccv.open_judge(corpus, protocol) if job.eccv else None

@@ -38,9 +38,9 @@ from dcdctl.core.evaluation.document import (
     Agreement,
     Evaluation,
     FileNames,
-    Measured,
     PoolEvaluation,
 )
+from dcdctl.core.evaluation.measured import Measured
 from dcdctl.core.evaluation.measures import NDCG
 from dcdctl.core.evaluation.ranking import NUM_TOP, RankTable, is_positive
 

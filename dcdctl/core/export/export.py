@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dcdctl.core import files, locks, models
+from dcdctl.core import files, models
 from dcdctl.core.arguments import optional_path, path
 from dcdctl.core.artifacts import Document
 from dcdctl.core.errors import ConfigError, ModelError
@@ -69,7 +69,7 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
     asked, data = path(job.out), optional_path(job.data)
     out = asked.resolve()
     # StaleError while another export writes the folder.
-    with locks.lock(out):
+    with files.lock(out):
         # Killed exports leave partial folders behind.
         files.remove_partials(out.parent, out.name)
         # Renamed to `out` when the block succeeds, removed when it fails.

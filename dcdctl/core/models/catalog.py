@@ -9,8 +9,8 @@ from importlib.metadata import entry_points
 from typing import Literal
 
 from dcdctl.core.errors import DcdError, install_command, is_installed
-from dcdctl.core.models.load_save import FAMILIES
 from dcdctl.core.models.references import plugins
+from dcdctl.core.models.references.family_table import FAMILIES
 from dcdctl.core.models.references.plugins import Kind
 
 

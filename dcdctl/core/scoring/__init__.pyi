@@ -13,12 +13,12 @@ from .embed import (
 from .encoded import encode_corpus
 from .feature_build import encoders_of, open_or_build, open_source
 from .feature_files import FEATURES
-from .features import CorpusSource, Reader, Source
 from .folds import PairScorer, Workload, measure_rate
 from .pair_files import SCORES, ScoreTasks, expect_digest, job_of_scores, named_model, pair_rows
 from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, score_pairs, scored_apart
 from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
 from .shards import PairWorker, ShardPairs
+from .sources import CorpusSource, Reader, Source
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows
 
 __all__ = [

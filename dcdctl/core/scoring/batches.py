@@ -15,8 +15,8 @@ from dcdctl.core.engines import Compute, Task
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.models import Preprocessor
 from dcdctl.core.progress import Advance
-from dcdctl.core.scoring.features import PairSource, Source, read_images
 from dcdctl.core.scoring.shards import ShardItems, reader_of
+from dcdctl.core.scoring.sources import PairSource, Source, read_images
 
 Output = TypeVar("Output")
 OutputOfModel = TypeVar("OutputOfModel", covariant=True)

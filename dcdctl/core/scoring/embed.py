@@ -36,7 +36,8 @@ from dcdctl.core.models import (
 )
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring.batches import Side, encoded_batches
-from dcdctl.core.scoring.features import CorpusSource, Features, Source
+from dcdctl.core.scoring.features import Features
+from dcdctl.core.scoring.sources import CorpusSource, Source
 
 DEFAULT_BATCH_SIZE = 256
 """Captions per forward pass, and images on a GPU, unless the user sets a batch size."""

@@ -15,7 +15,8 @@ from dcdctl.core.memory import Fitting
 from dcdctl.core.models import Preprocessor, Scorer, States
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring.batches import Batch, Side, encoded_batches
-from dcdctl.core.scoring.features import Features, Source, in_memory
+from dcdctl.core.scoring.features import Features
+from dcdctl.core.scoring.sources import Source, in_memory
 
 IMAGE_CHUNK, TEXT_CHUNK = 64, 512
 """Images and captions encoded in one forward pass."""
@@ -41,6 +42,14 @@ class EncodedCorpus:
     def texts(self, text_ix: Sequence[int] | Indices) -> States:
         """The states of these captions, in the order given."""
         return self.of_texts.take(torch.as_tensor(text_ix))
+
+    def packed_images(self, image_ix: Indices) -> States:
+        """The states of these images, to travel."""
+        return self.images(image_ix)
+
+    def packed_texts(self, text_ix: Indices) -> States:
+        """The states of these captions, to travel."""
+        return self.texts(text_ix)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from dcdctl.core.progress import Advance, Track, byte_size, silent
 from dcdctl.core.scoring import features
 from dcdctl.core.scoring.batches import Batch, BatchWorker, Side, side_task
 from dcdctl.core.scoring.feature_files import FEATURES
-from dcdctl.core.scoring.features import LENGTHS_FILE, CorpusSource, EmbeddedImages, Features, Half, Source, in_memory
+from dcdctl.core.scoring.features import LENGTHS_FILE, Features, Half
+from dcdctl.core.scoring.sources import CorpusSource, EmbeddedImages, Source, in_memory
 
 IMAGE_CHUNK = 32
 """Images encoded in one forward pass."""

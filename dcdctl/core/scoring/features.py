@@ -1,5 +1,4 @@
-"""What a model reads of a corpus: images and captions, or features, the outputs of frozen encoders, stored on disk
-(`feature_build` stores them).
+"""Features, the outputs of frozen encoders over a corpus, stored on disk (`feature_build` stores them).
 
     ROOT/SPLIT-CORPUS-ENCODERS/plan.json          fingerprints and sizes, written first
     ROOT/SPLIT-CORPUS-ENCODERS/lengths.npy        tokens of each caption; 1 each if the encoders pool texts
@@ -19,23 +18,18 @@ Shape letters: I images, T texts, V image tokens, L text tokens, D width of an e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from dcdctl.core.data import Corpus, Indices
-from dcdctl.core.engines import Compute
-from dcdctl.core.errors import InputError
-from dcdctl.core.memory import Fitting, in_fitting_parts
-from dcdctl.core.models import ImageBatch, Preprocessor, RefusedTextError, States, TextBatch
-from dcdctl.core.places import shown
+from dcdctl.core.models import States
 from dcdctl.core.scoring.feature_files import FEATURES
 
 IMAGES_PER_FILE = 256
@@ -44,71 +38,6 @@ TEXTS_PER_FILE = 1280
 """Texts of a pool in a file; captions lie in the file of their image's number."""
 LENGTHS_FILE = "lengths.npy"
 Half = NDArray[np.float16]
-
-
-class Reader(Protocol):
-    """Images and captions by index, as a model reads them: preprocessed, or encoded by its frozen encoders."""
-
-    def images(self, image_ix: Sequence[int] | Indices) -> ImageBatch | States: ...
-
-    def texts(self, text_ix: Sequence[int] | Indices) -> TextBatch | States: ...
-
-
-class PairSource(Reader, Protocol):
-    """Images and captions whose pairs are scored: those of a corpus, or of one shard."""
-
-    @property
-    def captions(self) -> Sequence[str]: ...
-
-
-class Source(PairSource, Protocol):
-    """Images and captions of a corpus."""
-
-    @property
-    def corpus(self) -> Corpus: ...
-
-
-class CorpusSource:
-    """Images and captions, preprocessed each time they are read; decoded images are kept in memory up to
-    `memory_bytes`."""
-
-    def __init__(self, corpus: Corpus, preprocess: Preprocessor, memory_bytes: int = 0) -> None:
-        self.corpus, self.preprocess = corpus, preprocess
-        self._bytes_left = memory_bytes
-        self._decoded: dict[int, Image.Image] = {}
-
-    @property
-    def captions(self) -> Sequence[str]:
-        """The text of each caption."""
-        return self.corpus.captions
-
-    def images(self, image_ix: Sequence[int] | Indices) -> ImageBatch:
-        """The preprocessed images, in the order given."""
-        return self.preprocess.images(self._read([int(image) for image in image_ix]))
-
-    def texts(self, text_ix: Sequence[int] | Indices) -> TextBatch:
-        """The tokenized captions, in the order given."""
-        try:
-            return self.preprocess.texts([self.corpus.captions[int(text)] for text in text_ix])
-        except RefusedTextError as error:
-            text = int(text_ix[error.position])
-            raise InputError(
-                f"caption {self.corpus.caption_ids[text]} of {shown(self.corpus.folder)} {error.reason}: "
-                f"{self.corpus.captions[text][:80]!r}",
-                hint="remove it from the caption, and prepare the corpus again",
-            ) from error
-
-    def _read(self, image_ix: list[int]) -> list[Image.Image]:
-        if not self._bytes_left and not self._decoded:
-            return list(self.corpus.images(image_ix))
-        missing = [index for index in image_ix if index not in self._decoded]
-        read = dict(zip(missing, self.corpus.images(missing), strict=True))
-        for index, image in read.items():
-            size = 3 * image.width * image.height
-            if size <= self._bytes_left:
-                self._bytes_left -= size
-                self._decoded[index] = image
-        return [read[index] if index in read else self._decoded[index] for index in image_ix]
 
 
 @dataclass(frozen=True)
@@ -150,6 +79,14 @@ class Features:
             text_tokens[:length] = self._mapped("texts", part)[start : start + length]
         return States(torch.from_numpy(tokens), torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None]))
 
+    def packed_images(self, image_ix: Indices) -> States:
+        """Image features, to travel."""
+        return self.images(image_ix)
+
+    def packed_texts(self, text_ix: Indices) -> States:
+        """Text features, to travel."""
+        return self.texts(text_ix)
+
     def _mapped(self, kind: str, part: int) -> Half:
         name = file_name(kind, part)
         return _mapped(self.folder / name, self.parts[name]["sha256"])
@@ -177,32 +114,6 @@ def text_parts(corpus: Corpus) -> Indices:
     if corpus.is_pool:
         return np.arange(corpus.num_captions) // TEXTS_PER_FILE
     return corpus.caption_image // IMAGES_PER_FILE
-
-
-def read_images(source: PairSource, image_ix: Sequence[int] | Indices, compute: Compute) -> ImageBatch | States:
-    """Images of a source as a reader leaves them: not on the device yet, but for CUDA in memory that it copies from by
-    itself."""
-    images = source.images(image_ix)
-    is_copied = compute.device.type == "cuda" and isinstance(images, ImageBatch)
-    return images.pin_memory() if is_copied else images
-
-
-def in_memory(items: Any, size: int, encode: Callable[[Any], States], fitting: Fitting | None = None) -> States:
-    """The states of items, encoded `size` at a time; a batch that does not fit into memory is halved."""
-    return States.cat([states for _, states in in_fitting_parts(items, size, encode, fitting)])
-
-
-class EmbeddedImages(CorpusSource):
-    """Images that a query encoder's teacher has embedded, and captions."""
-
-    def __init__(self, corpus: Corpus, preprocess: Preprocessor, states: States) -> None:
-        super().__init__(corpus, preprocess)
-        self._states = states
-
-    def images(self, image_ix: Sequence[int] | Indices) -> Any:
-        """The states of these images, in the order given."""
-        # Not `take`, which cuts off padding: micro-batches have equally many tokens.
-        return self._states[torch.as_tensor(image_ix)]
 
 
 def file_name(kind: str, part: int) -> str:

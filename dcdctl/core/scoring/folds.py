@@ -24,9 +24,9 @@ from dcdctl.core.machine import read_in_threads
 from dcdctl.core.models import ImageBatch, Scorer, States
 from dcdctl.core.progress import Advance
 from dcdctl.core.scoring import pairs as of_pairs
-from dcdctl.core.scoring.features import PairSource, Source, read_images
 from dcdctl.core.scoring.pairs import encode_chunk, encode_images, encode_texts, score_block
 from dcdctl.core.scoring.shards import ShardItems, reader_of
+from dcdctl.core.scoring.sources import PairSource, Source, read_images
 
 TRIAL_S = 2.0
 """Seconds of trial scoring from which a rate is estimated: enough to be past the first, slower batches."""

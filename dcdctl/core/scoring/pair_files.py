@@ -25,7 +25,8 @@ from dcdctl.core.data import Corpus, Indices, Scores
 from dcdctl.core.engines import IMAGE_BYTES, Compute, TaskRows
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.progress import Advance
-from dcdctl.core.scoring.shards import ImageFiles, PairWorker, ShardItems, ShardPairs
+from dcdctl.core.scoring.shards import PairWorker, ShardItems, ShardPairs
+from dcdctl.core.scoring.sources import ImageFiles
 
 SCORES = "scores"
 """The kind of work."""

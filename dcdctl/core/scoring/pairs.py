@@ -24,8 +24,8 @@ from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting, GpuMemory, in_fitting_parts
 from dcdctl.core.models import ImageBatch, Scorer, States
 from dcdctl.core.progress import Advance
-from dcdctl.core.scoring.features import PairSource, in_memory, read_images
 from dcdctl.core.scoring.kept_scores import KeptScores
+from dcdctl.core.scoring.sources import PairSource, in_memory, read_images
 
 T = TypeVar("T")
 Keep = Callable[[Tensor, Callable[[], Tensor]], Tensor]

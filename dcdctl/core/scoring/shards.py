@@ -10,60 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
-from dcdctl.core import data
-from dcdctl.core.data import Corpus, ImageError, Indices, Scores
+from dcdctl.core.data import Indices, Scores
 from dcdctl.core.engines import Compute
-from dcdctl.core.errors import CorpusError, InputError, StaleError
+from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.models import ImageBatch, Preprocessor, RefusedTextError, Scorer, States, TextBatch
 from dcdctl.core.progress import Advance
-from dcdctl.core.scoring.features import CorpusSource, PairSource, Source
 from dcdctl.core.scoring.kept_scores import KeptScores
 from dcdctl.core.scoring.pairs import score_pairs
-
-
-class ShardImages(Protocol):
-    """The images of a shard, by their position in it."""
-
-    def images(self, image_ix: Sequence[int]) -> list[Image.Image]:
-        """Upright RGB images, in the order given; CorpusError that names one whose bytes are no image."""
-        ...
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Images as files in memory, which travel with a task."""
-
-    names: Sequence[str]
-    """For messages."""
-    files: Sequence[bytes]
-
-    def images(self, image_ix: Sequence[int]) -> list[Image.Image]:
-        """Upright RGB images, in the order given; CorpusError that names one whose bytes are no image."""
-        return [self._decoded(ix) for ix in image_ix]
-
-    def _decoded(self, ix: int) -> Image.Image:
-        try:
-            return data.decode_image(self.files[ix])
-        except ImageError as error:
-            raise CorpusError(f"{self.names[ix]} cannot be decoded: {error}") from error
-
-
-@dataclass(frozen=True)
-class CorpusRows:
-    """Images that a worker reads itself, from a corpus at a URL."""
-
-    corpus: Corpus
-    rows: Indices
-
-    def images(self, image_ix: Sequence[int]) -> list[Image.Image]:
-        """Upright RGB images, in the order given; CorpusError that names one whose bytes are no image."""
-        return self.corpus.images(self.rows[np.asarray(image_ix, dtype=np.int64)].tolist())
+from dcdctl.core.scoring.sources import PairSource, ShardImages, Source
 
 
 @dataclass(frozen=True)
@@ -80,24 +38,11 @@ class ShardItems:
 
     @classmethod
     def packed(cls, source: Source, images: Indices, texts: Indices) -> ShardItems:
-        """Some items of a source: the bytes of images, which of a corpus at a URL are read by the worker, or stored
-        features; and the texts of captions, or stored features."""
+        """Some items of a source, as it packs them."""
         corpus = source.corpus
-        of_images: ShardImages | States
-        if type(source) is not CorpusSource:  # a query encoder knows the images of its corpus as vectors
-            states = source.images(images)
-            assert isinstance(states, States)
-            of_images = states
-        elif corpus.is_remote:
-            of_images = CorpusRows(corpus, images)
-        else:
-            names = [f"image {corpus.image_ids[image]!r} of split {corpus.split}" for image in images.tolist()]
-            of_images = ImageFiles(names, [corpus.image_bytes(image) for image in images.tolist()])
-        text_states = None if isinstance(source, CorpusSource) else source.texts(texts)
-        assert text_states is None or isinstance(text_states, States)
         captions = [corpus.captions[text] for text in texts.tolist()]
         names_of_captions = [f"caption {corpus.caption_ids[text]}" for text in texts.tolist()]
-        return cls(of_images, captions, names_of_captions, text_states)
+        return cls(source.packed_images(images), captions, names_of_captions, source.packed_texts(texts))
 
 
 @dataclass(frozen=True)

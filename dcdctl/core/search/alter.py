@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dcdctl.core import artifacts, files, locks, models
+from dcdctl.core import artifacts, files, models
 from dcdctl.core import config as configs
 from dcdctl.core.arguments import optional_ref
 from dcdctl.core.artifacts import Build
@@ -46,7 +46,7 @@ def change_index(place: str, changes: Changes, *, track: Track = silent) -> Inde
         return IndexChange(before, [])
     files.check_output_folder(folder)
     query = load_query(before.document, query_model)
-    with locks.lock(folder):
+    with files.lock(folder):
         before = FolderIndex.open(folder)
         index = _alter(before, changes, track)
         # All files that were indexed without a look at their EXIF data are read only when the user asks for it.
@@ -65,7 +65,7 @@ def move_images(place: str, old: Path, new: Path) -> IndexChange:
     """
     folder = upkeep.open_to_change(place).folder
     files.check_output_folder(folder)
-    with locks.lock(folder):
+    with files.lock(folder):
         before = FolderIndex.open(folder)
         document = before.document
         moved = upkeep.moved_sources(before, old, new)

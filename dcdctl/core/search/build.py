@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from dcdctl.core import config as configs
-from dcdctl.core import files, locks, models
+from dcdctl.core import files, models
 from dcdctl.core.arguments import optional_ref, path
 from dcdctl.core.artifacts import Build
 from dcdctl.core.engines import Compute
@@ -78,7 +78,7 @@ def build_index(
         sources.check_has_image(source, [folder])
     empty, model = _new_index(job, folder, source, compute.precision, track)
     query = alter.load_query(empty.document, query_model)
-    with locks.lock(folder):
+    with files.lock(folder):
         build, planned = plan.plan_images(empty, source, model, are_given=bool(vectors), track=track)
         if planned is None:  # the same build has ended before
             index = FolderIndex.open(folder)
@@ -126,7 +126,7 @@ def add_images(
     # Vectors that are given may be of formats that are not read here.
     if source not in before.document.sources and not vectors:
         sources.check_has_image(source, [folder])
-    with locks.lock(folder):
+    with files.lock(folder):
         # Read again, because another run may have changed the index before this one had the lock.
         before = FolderIndex.open(folder)
         build, planned = plan.plan_images(before, source, are_given=bool(vectors))
@@ -148,7 +148,7 @@ def follow_folders(place: str, *, compute: Compute = IN_SMALL_BATCHES, track: Tr
     folder = upkeep.open_to_change(place).folder
     files.check_output_folder(folder)
     notes: list[str] = []
-    with locks.lock(folder):
+    with files.lock(folder):
         before = index = FolderIndex.open(folder)
         skipped_before = storage.skipped_of(folder, before.document)
         for source in before.document.sources:

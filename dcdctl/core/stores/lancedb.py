@@ -23,7 +23,7 @@ os.environ.setdefault("LANCEDB_LOG", "error")
 import lancedb
 from lancedb.index import BTree, HnswSq
 
-from dcdctl.core import locks
+from dcdctl.core import files
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import Condition, Floats, Rows, StoredVectors, Value, quoted_value
 from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
@@ -71,7 +71,7 @@ class LanceStore(Store):
     @contextmanager
     def lock(self) -> Iterator[None]:
         # Object storage has no locks.
-        with super().lock() if "://" in self._uri else locks.lock(Path(self._uri, f"{self._table}.lance")):
+        with super().lock() if "://" in self._uri else files.lock(Path(self._uri, f"{self._table}.lance")):
             yield
 
     def draft(self) -> LanceStore:

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from dcdctl.core import artifacts, evaluation, locks, models, report, training
+from dcdctl.core import artifacts, evaluation, files, models, report, training
 from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import QUICK, BenchJob, read_times, run_bench
 from dcdctl.core.errors import as_user_error
@@ -121,7 +121,7 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
     _check_models(plan)
     # Before the teacher scores for hours: the batch is not larger than the split, and the validation split is there.
     _preview_training(plan, view.track)
-    with locks.lock(plan.out):
+    with files.lock(plan.out):
         plan.out.mkdir(parents=True, exist_ok=True)
         # Before the first result, so that a study that is interrupted is known by its settings.
         artifacts.write_document(plan.out / SETTINGS_FILE, plan.settings)

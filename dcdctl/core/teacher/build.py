@@ -357,8 +357,8 @@ def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track, *, replaces
         return notes
     shards = shards_of(build.plan)
     # A shard that is scored does not need its planned file.
-    is_planned = all(len(build.missing([planned_name(i), pairs_name(i)])) < 2 for i in range(len(shards)))
-    if not is_planned or build.missing([DROPPED_FILE]):
+    any_missing = any(build.missing([pairs_name(i)]) and build.missing([planned_name(i)]) for i in range(len(shards)))
+    if any_missing or build.missing([DROPPED_FILE]):
         config, compute = job.candidates, job.compute
         old = None if job.extend is None else reusable_pairs(job.extend, corpus, build.plan)
         drawn = candidates.draw_candidates(

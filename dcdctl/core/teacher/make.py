@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core import artifacts, files, locks, models
+from dcdctl.core import artifacts, files, models
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, counted_corpus
 from dcdctl.core.engines import Compute
@@ -94,7 +94,7 @@ def _planned(job: CacheJob, track: Track) -> Iterator[PlannedCache]:
         read_cache(job.extend)
     teacher = models.load_scorer(job.teacher, overrides, track)
     # Over planning and scoring: another plan must not replace this one in between.
-    with locks.lock(job.out), models.naming_fields({"candidates": job.candidates}):
+    with files.lock(job.out), models.naming_fields({"candidates": job.candidates}):
         yield build.plan_cache(job, corpus, teacher, track)
 
 

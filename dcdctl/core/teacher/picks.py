@@ -1,4 +1,4 @@
-"""Picks: the image of each text that a teacher scores highest, and the score above which a pick counts as a caption.
+"""Picks: the image of each text that a teacher scores highest; and sure picks, above a score, which count as captions.
 
 Shape letters: T texts, P scored pairs, C captions, N scores.
 """
@@ -38,7 +38,7 @@ class Picks(NamedTuple):
     """The scored images of each text."""
 
     def above(self, threshold: float) -> Indices:
-        """The images of the picks whose scores are above a threshold, T; NO_PICK for the others."""
+        """The images of the sure picks, whose scores are above a threshold, T; NO_PICK for the others."""
         return np.where(self.score_T > threshold, self.image_T, NO_PICK)
 
     def at(self, where_T: Flags) -> Picks:
@@ -55,7 +55,7 @@ class CaptionPicks(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """The score above which picks count as captions, and why."""
+    """The score above which a pick is sure, and counts as a caption; and why."""
 
     value: float
     precision: float
@@ -68,7 +68,7 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class NoPicks:
-    """No pick counts as a caption, and why."""
+    """No pick is sure, and why."""
 
     value: ClassVar[None] = None
     reason: str

@@ -90,7 +90,7 @@ def settle(options: TrainingOptions, model: nn.Module, batch_size: int, trial: T
     tried = []
     for precision in precisions(options):
         in_precision = replace(options, compute=replace(options.compute, precision=precision))
-        tried.append(_fit(in_precision, model, batch_size, trial))
+        tried.append(_fit_or_error(in_precision, model, batch_size, trial))
     # bfloat16 may fit where float32 does not.
     fitting = [each for each in tried if isinstance(each, TrainingOptions)]
     if not fitting:
@@ -117,7 +117,9 @@ def precisions(options: TrainingOptions) -> tuple[str, ...]:
     return (options.compute.precision,)
 
 
-def _fit(options: TrainingOptions, model: nn.Module, batch_size: int, trial: Trial) -> TrainingOptions | InputError:
+def _fit_or_error(
+    options: TrainingOptions, model: nn.Module, batch_size: int, trial: Trial
+) -> TrainingOptions | InputError:
     """The options with the smallest number of micro-batches, doubled from that of the options, that fits; what to raise
     if none does."""
     while not _fits(options, model, trial):

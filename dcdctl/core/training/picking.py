@@ -1,4 +1,4 @@
-"""The pairs of a pool that a teacher picks: above which score they are captions, and how many they are."""
+"""The picks of a pool by a teacher: above which score a pick is sure and counts as a caption, and how many are sure."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def with_number(recipe: Recipe, threshold: Threshold | NoPicks | None) -> Recipe
 
 
 def picked_images(corpus: Corpus, scores: TeacherScores, threshold: float) -> Indices:
-    """The image of each text of a pool whose score is above the threshold, NO_PICK for the others. ConfigError if no
-    score is."""
+    """The sure pick of each text of a pool, an image whose score is above the threshold; NO_PICK for the others.
+    ConfigError if no score is."""
     picks = find_picks(scores, corpus)
     image_T = picks.above(threshold)
     if (image_T == NO_PICK).all():
@@ -87,7 +87,7 @@ def picked_images(corpus: Corpus, scores: TeacherScores, threshold: float) -> In
 
 @dataclass(frozen=True, kw_only=True)
 class Picked:
-    """How many texts of a corpus have a pick that is sure, and how often such picks are right."""
+    """How many texts of a corpus have a sure pick, and how often sure picks are right."""
 
     num_texts: int
     num_sure: int = 0
@@ -95,15 +95,15 @@ class Picked:
     """The score above which a pick is sure; None before the first scores, and for a student that learns from no
     picks."""
     precision: float | None = None
-    """Share of the captions' picks above it that are their own image; None without captioned images."""
+    """Share of the captions' sure picks that are their own image; None without captioned images."""
 
     @property
     def num_unsure(self) -> int:
-        """The texts that need further images."""
+        """The texts without a sure pick, which need further images."""
         return self.num_texts - self.num_sure
 
     def spread(self, candidates: CandidateConfig, num_images: int) -> CandidateConfig:
-        """The candidates of a round: the texts that are not sure share what was meant for all texts."""
+        """The candidates of a round: the texts without a sure pick share what was meant for all texts."""
         if not self.num_sure or candidates.kind == "blocks" or candidates.directions != (Direction.IMAGE,):
             return candidates
         per_query = candidates.per_query * self.num_texts // max(self.num_unsure, 1)
@@ -117,7 +117,7 @@ class Picked:
 
 
 def count_picks(recipe: Recipe, inputs: InputRefs) -> Picked:
-    """The picks that a training by a recipe with picks learns from on these inputs."""
+    """The sure picks that a training by a recipe with picks learns from on these inputs."""
     corpora, caches = inputs.open()
     pool, prints = corpora[-1], [corpus.fingerprint for corpus in corpora]
     # Not those of validation corpora.
@@ -137,16 +137,16 @@ def count_picks(recipe: Recipe, inputs: InputRefs) -> Picked:
 
 
 def _share_right(captioned: Corpus, scores: TeacherScores, threshold: float) -> float | None:
-    """The share of the captions' picks above a threshold that are their own images; None if there is no such pick."""
+    """The share of the captions' sure picks that are their own images; None if no pick is sure."""
     image_T = find_picks(scores, captioned).above(threshold)
     texts = np.flatnonzero(image_T != NO_PICK)
     return float((image_T[texts] == captioned.caption_image[texts]).mean()) if len(texts) else None
 
 
 def picks_line(corpus: Corpus, scores: TeacherScores, threshold: float) -> str:
-    """How many texts have a pseudo positive, and how many of those of captioned images are right."""
-    num_picks = int((find_picks(scores, corpus).above(threshold) != NO_PICK).sum())
+    """How many texts have a sure pick, and how many of those of captioned images are right."""
+    num_sure = int((find_picks(scores, corpus).above(threshold) != NO_PICK).sum())
     name = "texts of the pool" if corpus.is_pool else "captions"
-    line = f"{num_picks:,} of {corpus.num_captions:,} {name} have a pseudo positive above {threshold:g}"
+    line = f"{num_sure:,} of {corpus.num_captions:,} {name} have a sure pick, above {threshold:g}"
     right = None if corpus.is_pool else _share_right(corpus, scores, threshold)
     return line if right is None else f"{line}, which is the own image of {right:.1%} of them"

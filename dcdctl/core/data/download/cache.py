@@ -19,8 +19,7 @@ from dcdctl.core.config import OMITTED, Key
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.data.download.hub import HubPath
 from dcdctl.core.errors import RUN_AGAIN, ConfigError, InputError, SourceError, resumed_by
-from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, read_json, sync, user_errors, write_json
-from dcdctl.core.locks import lock
+from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, lock, read_json, sync, user_errors, write_json
 from dcdctl.core.progress import Advance, Track, silent
 
 HUB = "hf://"

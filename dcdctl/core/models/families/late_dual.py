@@ -22,12 +22,12 @@ from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.late import LateInteraction
-from dcdctl.core.models.load_save import find_family
 from dcdctl.core.models.model import Calibration, seeded
 from dcdctl.core.models.networks.over_encoders import Encoders, FrozenTowers
 from dcdctl.core.models.networks.projections import FIRST_LOGIT_SCALE, MAX_LOGIT_SCALE
 from dcdctl.core.models.protocols import ExportSpec, Table
 from dcdctl.core.models.references import folders
+from dcdctl.core.models.references.family_table import find_family
 from dcdctl.core.models.references.folders import LATE_FILE
 from dcdctl.core.models.saved_folder import REMAKE
 

@@ -30,7 +30,7 @@ from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.backbones import in_kernel_order
 from dcdctl.core.models.networks.open_clip_towers import find_towers
 from dcdctl.core.models.networks.towers import TrainedParts, freeze_others
-from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
+from dcdctl.core.models.open_clip_tokenizer import ClipTokens, OpenClipTokenizer, read_tokenizer
 from dcdctl.core.models.overrides import Overrides, read_overrides
 from dcdctl.core.models.protocols import ExportSpec, Table
 from dcdctl.core.models.references.folders import OPEN_CLIP, OPEN_CLIP_FILE, OPEN_CLIP_WEIGHTS, open_clip_weights
@@ -50,7 +50,7 @@ HINT = (
 class OpenClipPreprocess:
     """Images and captions to tensors by the transform and the tokenizer of open_clip."""
 
-    tokenizer: OpenClipTokenizer
+    tokenizer: ClipTokens | OpenClipTokenizer
     image_config: Table
     """The fields of open_clip's PreprocessCfg: size, mean, std, interpolation, resize_mode, ..."""
     text_config: Table
@@ -102,8 +102,7 @@ class OpenClipPreprocess:
 
     def save(self, folder: Path) -> None:
         """Write the files of a tokenizer of transformers; the settings of images are in open_clip_config.json."""
-        if self.tokenizer.hugging_face is not None:
-            self.tokenizer.hugging_face.save_pretrained(folder)
+        self.tokenizer.save(folder)
         if self.is_alone:
             text = {name: value for name, value in self.text_config.items() if name != "hf_model_name"}
             files.write_json(
@@ -252,7 +251,7 @@ def load(ref: str, table: Table, saved: Table | None = None) -> OpenClipDual:
         unused = _load_weights(network, folder)
         transform = asdict(PreprocessCfg(**network.visual.preprocess_cfg))
         preprocess = OpenClipPreprocess(
-            tokenizer=OpenClipTokenizer(_tokenizer(folder, config, overrides)),
+            tokenizer=read_tokenizer(_tokenizer(folder, config, overrides)),
             # Lists, as a saved file has them.
             image_config={key: list(value) if isinstance(value, tuple) else value for key, value in transform.items()},
             text_config=config["model_cfg"]["text_cfg"],

@@ -35,7 +35,6 @@ from dcdctl.core.errors import ModelError, first_line
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.dual import unit_vectors
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
-from dcdctl.core.models.load_save import FAMILIES
 from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import set_hidden_dropout
@@ -44,6 +43,7 @@ from dcdctl.core.models.networks.towers import Tower, keep_layers
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess, load_image_processor, square_image_processor
 from dcdctl.core.models.protocols import ExportSpec, Table
+from dcdctl.core.models.references.family_table import FAMILIES
 from dcdctl.core.models.references.loading import FOLDER_HINT, hub_errors
 from dcdctl.core.models.tokenizer import load_own_tokenizer, load_tokenizer
 from dcdctl.core.models.tower_dual import TowerDual
@@ -295,7 +295,7 @@ def load(ref: str, table: Table, saved: Table | None = None) -> VisionTextDual:
     """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if
     there is one.
 
-    A type that `load_save.FAMILIES` does not name is compared with its own two methods (`_check_vectors`).
+    A type that `family_table.FAMILIES` does not name is compared with its own two methods (`_check_vectors`).
     """
     overrides = read_overrides(table)
     with hub_errors(ref, hint=FOLDER_HINT):

@@ -1,5 +1,5 @@
 """The path that a reference names, and the type of the model in a folder, from the small files that its library wrote:
-a key of `load_save.FAMILIES`, if the model loads."""
+a key of `family_table.FAMILIES`, if the model loads."""
 
 from __future__ import annotations
 

@@ -6,15 +6,18 @@ import errno
 import fcntl
 import glob
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from dcdctl.core.errors import StaleError
-from dcdctl.core.files import lock_prefix, user_errors
+from dcdctl.core.files.access import user_errors
 from dcdctl.core.progress import Track
 
+LOCK_NAME = re.compile(r"\..+\.lock-\d+")
+"""The name of a folder's lock file (`lock_prefix`), which a killed process leaves."""
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 """What `flock` raises on a file system without locks."""
 
@@ -45,6 +48,13 @@ def lock(folder: Path, part: int = 0, *, wait: Track | None = None) -> Iterator[
             yield
         finally:
             _unlink_own(path, file)
+
+
+def lock_prefix(folder: Path) -> str:
+    """How the names of a folder's lock files begin, which are beside it or in it; the same for all names of
+    the folder."""
+    # Unlike Path.resolve, realpath accepts loops of links.
+    return f".{Path(os.path.realpath(folder)).name}.lock-"
 
 
 def _lock_path(folder: Path, part: int) -> Path:

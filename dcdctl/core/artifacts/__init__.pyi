@@ -1,0 +1,46 @@
+from .build import Build, Parts
+from .checksums import (
+    CHECKSUM,
+    FILES,
+    Document,
+    check_file,
+    check_files,
+    damages,
+    know_digests,
+    known_digests,
+    list_files,
+    listed_files,
+    read_document,
+    seal_of,
+    sha256_of,
+    write_document,
+)
+from .differences import expect, first_difference
+from .kinds import FINGERPRINT, PLAN_CHECKSUM, RUN, Kind, kind_of_folder, other_folder_error
+
+__all__ = [
+    "CHECKSUM",
+    "FILES",
+    "FINGERPRINT",
+    "PLAN_CHECKSUM",
+    "RUN",
+    "Build",
+    "Document",
+    "Kind",
+    "Parts",
+    "check_file",
+    "check_files",
+    "damages",
+    "expect",
+    "first_difference",
+    "kind_of_folder",
+    "know_digests",
+    "known_digests",
+    "list_files",
+    "listed_files",
+    "other_folder_error",
+    "read_document",
+    "seal_of",
+    "sha256_of",
+    "write_document",
+]
