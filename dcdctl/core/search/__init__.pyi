@@ -36,6 +36,7 @@ from .index import FolderIndex
 from .index_config import IndexConfig
 from .job import Changes, Embedding, IndexJob, Vectors, WorkJob
 from .library import STUDENT, Library, name_of_index
+from .named import check_removable, open_to_change
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
 from .searcher import WEAK, IndexSearcher, browse_index
@@ -52,7 +53,6 @@ from .storage import (
 )
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
-from .upkeep import check_removable, open_to_change
 from .watch import sync_index, watch_index
 from .work import do_work
 
