@@ -275,6 +275,7 @@ def test_a_late_index_is_filtered_joined_with_words_reranked_and_served(late_ref
                 3 if "row" in query else searcher.by_text("two dogs", 1, where).hits[0].row
             )
             assert all(0 <= bar <= 1 for bar in answer["bars"])
+        assert "Scores are MaxSims." in client.get("/").text
 
 
 def test_tokens_are_pooled_by_the_factor_of_the_model_or_of_the_index(late_ref, pictures, tmp_path):

@@ -261,6 +261,10 @@ def test_other_sites_may_not_embed_or_read_responses(client):
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
 
 
+def test_the_page_of_an_index_of_whole_vectors_calls_its_scores_cosines(client):
+    assert "Scores are cosines." in client.get("/").text
+
+
 def test_the_pages_load_only_files_of_the_service(client):
     answer = client.get("/")
     page = Page(answer.text)

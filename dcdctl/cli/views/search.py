@@ -91,7 +91,7 @@ def _show_hits(index: ImageIndex, answer: SearchAnswer) -> None:
     if any(hit.reranked is not None for hit in answer.hits):
         columns.append(("logit", 8, [_number(hit.reranked) for hit in answer.hits]))
     if any(hit.score is not None for hit in answer.hits):
-        columns.append(("cosine", 6, [f"{hit.score:.4f}" for hit in answer.hits]))
+        columns.append((index.stored_type.score_name, 6, [f"{hit.score:.4f}" for hit in answer.hits]))
     if any(hit.fused is not None for hit in answer.hits):
         columns.append(("BM25", 6, [_number(hit.bm25) for hit in answer.hits]))
     indent = "  ".join(" " * width for _, width, _ in columns) + "  "

@@ -49,13 +49,13 @@ def write_search_page(
 def _hit_cards(index: ImageIndex, answer: SearchAnswer, advance: Advance) -> Iterator[dict[str, object]]:
     for hit in answer.hits:
         logit = [] if hit.reranked is None else [f"logit {hit.reranked:.3f}"]
-        cosine = [] if hit.score is None else [f"cosine {hit.score:.4f}"]
+        score = [] if hit.score is None else [f"{index.stored_type.score_name} {hit.score:.4f}"]
         bm25 = [] if hit.bm25 is None else [f"BM25 {hit.bm25:.3f}"]
         image = image_of(index, hit.row)  # None if it is gone
         yield {
             "image": None if image is None else html.embed_image(image, IMAGE_PX),
             "name": as_text(hit.name),
-            "scores": " \N{MIDDLE DOT} ".join([*logit, *cosine, *bm25]),
+            "scores": " \N{MIDDLE DOT} ".join([*logit, *score, *bm25]),
             "columns": columns_text(hit),
             "caption": caption_of(index, hit.row),
         }

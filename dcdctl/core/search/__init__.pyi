@@ -23,7 +23,9 @@ from .columns.where import (
     Condition,
     Joined,
     Value,
+    columns_of,
     like_regex,
+    matches,
     parse_all,
     parse_where,
     quoted_name,
@@ -36,6 +38,7 @@ from .index import FolderIndex
 from .index_config import IndexConfig
 from .job import Changes, Embedding, IndexJob, Vectors, WorkJob
 from .library import STUDENT, Library, name_of_index
+from .named import check_removable, open_to_change
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
 from .searcher import WEAK, IndexSearcher, browse_index
@@ -52,7 +55,6 @@ from .storage import (
 )
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
-from .upkeep import check_removable, open_to_change
 from .watch import sync_index, watch_index
 from .work import do_work
 
@@ -109,6 +111,7 @@ __all__ = [
     "check_query",
     "check_removable",
     "check_vectors",
+    "columns_of",
     "columns_text",
     "default_order",
     "do_work",
@@ -118,6 +121,7 @@ __all__ = [
     "index_document",
     "index_facts",
     "like_regex",
+    "matches",
     "move_images",
     "name_of_index",
     "open_to_change",

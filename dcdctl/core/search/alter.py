@@ -20,9 +20,9 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
 from dcdctl.core.errors import ConfigError, require_extra
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, commit, keywords, segments, upkeep
+from dcdctl.core.search import ann, commit, keywords, named, segments
 from dcdctl.core.search.background import probe_texts
-from dcdctl.core.search.changes import IndexChange
+from dcdctl.core.search.changes import IndexChange, rows_changed
 from dcdctl.core.search.columns import change
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.index_config import IndexConfig
@@ -40,9 +40,9 @@ def change_index(place: str, changes: Changes, *, track: Track = silent) -> Inde
     """
     query_model = optional_ref(changes.query_model)
     metadata = read_inputs(table_or_path(changes.metadata), query_model)
-    before = upkeep.open_to_change(place)
+    before = named.open_to_change(place)
     folder = before.folder
-    if not upkeep.has_changes(before, changes):
+    if changes.is_empty and not change.has_columns_to_fill(before, first_row=before.num_rows):
         return IndexChange(before, [])
     files.check_output_folder(folder)
     query = load_query(before.document, query_model)
@@ -63,12 +63,12 @@ def move_images(place: str, old: Path, new: Path) -> IndexChange:
 
     InputError if no image folder was there, or if the images are not at the new place.
     """
-    folder = upkeep.open_to_change(place).folder
+    folder = named.open_to_change(place).folder
     files.check_output_folder(folder)
     with files.lock(folder):
         before = FolderIndex.open(folder)
         document = before.document
-        moved = upkeep.moved_sources(before, old, new)
+        moved = named.moved_sources(before, old, new)
         commit.seal(folder, replace(document, generation=document.generation + 1, sources=moved))
         index = FolderIndex.open(folder)
     notes = []
@@ -96,7 +96,7 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
         )
     check_kind(settings, document.stored_type)
     check_packages(settings, document.num_rows)
-    removed = upkeep.rows_to_remove(index, changes.remove or ())
+    removed = named.rows_to_remove(index, changes.remove or ())
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
     generation = document.generation + 1
     entries = {"format": INDEX.format, "generation": generation, "settings": configs.to_table(settings)}
@@ -108,19 +108,6 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
         segments=document.segments if settings.builds_as(document.settings) else (),
     )
     return FolderIndex(folder, commit.commit(folder, changed, removed=removed, track=track))
-
-
-def rows_changed(
-    before: FolderIndex, after: FolderIndex, skipped: list[dict[str, Any]], notes: Sequence[str]
-) -> IndexChange:
-    """What a change of rows brought."""
-    return IndexChange(
-        after,
-        skipped,
-        added=after.num_rows - before.num_rows,
-        removed=after.document.removed.count - before.document.removed.count,
-        notes=tuple(notes),
-    )
 
 
 def read_inputs(metadata: Path | pa.Table | None, query_model: str | None) -> ImageColumns | None:

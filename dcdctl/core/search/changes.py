@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,13 +42,26 @@ class IndexChange:
         return not (self.added or self.removed or self.changed or self.moved)
 
 
+def rows_changed(
+    before: FolderIndex, after: FolderIndex, skipped: list[dict[str, Any]], notes: Sequence[str]
+) -> IndexChange:
+    """What a change of rows brought."""
+    return IndexChange(
+        after,
+        skipped,
+        added=after.num_rows - before.num_rows,
+        removed=after.document.removed.count - before.document.removed.count,
+        notes=tuple(notes),
+    )
+
+
 def followed(
     before: FolderIndex,
     after: FolderIndex,
     *,
     skipped: list[dict[str, Any]],
     skipped_before: list[dict[str, Any]],
-    notes: tuple[str, ...],
+    notes: Sequence[str],
 ) -> IndexChange:
     """What following the folders did, by the names that rows were added and removed for."""
     new = _names(after, np.arange(before.num_rows, after.num_rows))
@@ -69,7 +83,7 @@ def followed(
         moved=num_moved,
         copied=len(known) - num_moved,
         unchanged=before.num_images - len(gone_rows),
-        notes=notes,
+        notes=tuple(notes),
     )
 
 

@@ -20,12 +20,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dcdctl.core.artifacts import Build
 from dcdctl.core.data import NEAR_BITS
 from dcdctl.core.search import image_files, part_files
+from dcdctl.core.search.comparison import Comparison
 from dcdctl.core.search.exact import Floats, Rows, spread_over
 from dcdctl.core.search.index import FolderIndex
-from dcdctl.core.search.part_files import PlannedParts
 from dcdctl.core.search.readers import READERS
 from dcdctl.core.search.storage import IndexDocument
 from dcdctl.core.search.stored import Stored, StoredTokens
@@ -42,15 +41,16 @@ _PAIR_BLOCK = 65_536
 """Pairs whose vectors are compared together."""
 
 
-def copy_known(index: FolderIndex, build: Build, planned: PlannedParts) -> None:
+def copy_known(found: Comparison) -> None:
     """Write the parts of images whose file has the bytes of a row, with the vectors of that row."""
-    for number in planned.part_numbers[planned.num_embedded :]:
-        images = part_files.read_planned(build.written(part_files.planned_name(number)))
+    for number in found.part_numbers[found.num_embedded :]:
+        images = found.images(number)
         rows = np.array([image.copied_from for image in images], dtype=np.int64)
-        with build.write(image_files.facts_name(number)) as partial:
-            image_files.write_copied_facts(partial, index.image_files.table.take(pa.array(rows)), images)
-        with build.write(part_files.vectors_name(number)) as partial:
-            part_files.write_part(partial, images, index.stored(rows))
+        known = found.index.image_files.table.take(pa.array(rows))
+        with found.build.write(image_files.facts_name(number)) as partial:
+            image_files.write_copied_facts(partial, known, images)
+        with found.build.write(part_files.vectors_name(number)) as partial:
+            part_files.write_part(partial, images, found.index.stored(rows))
 
 
 def group_rows(folder: Path, document: IndexDocument, facts: pa.Table) -> NDArray[np.int64]:

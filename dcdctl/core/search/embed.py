@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from dcdctl.core import config as configs
 from dcdctl.core import data, files
-from dcdctl.core.artifacts import Build, Parts
+from dcdctl.core.artifacts import Parts
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, PackedImageFile, RowError
 from dcdctl.core.engines import Compute, Task, TaskRows, whole_shards
 from dcdctl.core.errors import ModelError
@@ -40,11 +40,12 @@ from dcdctl.core.models import ImageBatch, Preprocessor, Searchable, pool_tokens
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import embed_batch, named_model
 from dcdctl.core.search import exact, image_files, part_files, sources
+from dcdctl.core.search.comparison import Comparison
 from dcdctl.core.search.exact import Half
 from dcdctl.core.search.image_files import FileFacts, read_facts
 from dcdctl.core.search.index_config import ExifColumns, IndexConfig
-from dcdctl.core.search.part_files import PlannedParts, SkippedFile, SourceImage
-from dcdctl.core.search.storage import ImageSource, IndexDocument
+from dcdctl.core.search.part_files import SkippedFile, SourceImage
+from dcdctl.core.search.storage import ImageSource
 from dcdctl.core.search.stored import Stored, StoredTokens, StoredVectors
 
 MAX_ASPECT = 200
@@ -255,92 +256,71 @@ def in_batches(images: Sequence[SourceImage], size: int) -> list[Sequence[Source
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-@dataclass(frozen=True)
-class EmbeddingTask:
-    """Planned parts of a source, and the model that embeds them."""
-
-    build: Build
-    source: ImageSource
-    planned: PlannedParts
-    model: Searchable
-    document: IndexDocument
-    """The index before."""
-    compute: Compute
-    """With the precision of the index."""
-
-    def images(self, part: int) -> list[SourceImage]:
-        """The planned images of a part."""
-        return part_files.read_planned(self.build.written(part_files.planned_name(part)))
-
-    def worker(self, compute: Compute) -> EmbedWorker:
-        """What embeds images for this index."""
-        return EmbedWorker(self.model, compute, self.source, self.document.model.dim, self.document.settings)
-
-
-def embed(task: EmbeddingTask, track: Track) -> None:
-    """Write the missing parts."""
-    planned, engine = task.planned, task.compute.engine
-    missing = Parts(task.build, planned.vectors_names[: planned.num_embedded]).missing()
-    worker = task.worker(task.compute.for_workers())
-    total = sum(planned.rows[number] for number in missing)
+def embed(found: Comparison, worker: EmbedWorker, track: Track) -> None:
+    """Write the missing parts of images to embed."""
+    engine = worker.compute.engine
+    missing = Parts(found.build, found.vectors_names[: found.num_embedded]).missing()
+    sent = replace(worker, compute=worker.compute.for_workers())
+    total = sum(found.rows[number] for number in missing)
     with track("embed", total=total, unit="images") as advance:
-        tasks = _tasks(task, missing, worker.batch_size)
-        for number, embedded in whole_shards(engine.map(tasks, worker.placed, advance)):
-            _write(task, planned.part_numbers[number], embedded)
+        tasks = _tasks(found, worker, missing)
+        for number, embedded in whole_shards(engine.map(tasks, sent.placed, advance)):
+            _write(found, found.part_numbers[number], embedded)
 
 
-def _tasks(task: EmbeddingTask, numbers: Sequence[int], batch_size: int) -> Iterator[Task[ImagesToEmbed]]:
+def _tasks(found: Comparison, worker: EmbedWorker, numbers: Sequence[int]) -> Iterator[Task[ImagesToEmbed]]:
     """The tasks of some planned parts, by their places; the images of one part are listed at a time."""
     if not numbers:
         return
-    source = task.source
+    source = found.source
     read_file = file_reader(source)
     corpus = Corpus.open(Path(source.path), str(source.split)) if source.is_corpus else None
-    job = _job_in_files(task)
+    job = _job_in_files(found, worker)
     for number in numbers:
-        images = task.images(task.planned.part_numbers[number])
+        images = found.images(found.part_numbers[number])
         groups = [images]
-        if task.compute.engine.sends_tasks:
+        if worker.compute.engine.sends_tasks:
             # The sizes of images of a corpus are not known before they are read.
             num_bytes = 0 if corpus is None else corpus.num_bytes // corpus.num_images
-            groups = _to_send(in_batches(images, batch_size), num_bytes)
+            groups = _to_send(in_batches(images, worker.batch_size), num_bytes)
         for part, group in enumerate(groups):
             yield Task(
                 number,
-                part_files.vectors_name(task.planned.part_numbers[number]),
+                part_files.vectors_name(found.part_numbers[number]),
                 inputs=partial(ImagesToEmbed, group, read_file),
                 packed=partial(_packed, group, source, corpus),
-                in_file=partial(_in_file, task, job, group, corpus),
+                in_file=partial(_in_file, found, job, group, corpus),
                 part=part,
                 num_parts=len(groups),
             )
 
 
-def _job_in_files(task: EmbeddingTask) -> dict[str, Any]:
+def _job_in_files(found: Comparison, worker: EmbedWorker) -> dict[str, Any]:
     """What is done in all tasks of a source."""
     return {
         "work": VECTORS,
-        **named_model(str(task.build.folder / "model"), task.model.digest, {}),
-        "precision": task.compute.precision,
-        "batch_size": task.compute.batch_size,
-        "source": configs.to_table(task.source),
-        "dim": task.document.model.dim,
-        "settings": configs.to_table(task.document.settings),
-        "plan": files.digest_of(task.build.plan),
+        **named_model(str(found.build.folder / "model"), worker.model.digest, {}),
+        "precision": worker.compute.precision,
+        "batch_size": worker.compute.batch_size,
+        "source": configs.to_table(worker.source),
+        "dim": worker.dim,
+        "settings": configs.to_table(worker.settings),
+        "plan": files.digest_of(found.build.plan),
     }
 
 
 def _in_file(
-    task: EmbeddingTask, job: Mapping[str, Any], images: Sequence[SourceImage], corpus: Corpus | None
+    found: Comparison, job: Mapping[str, Any], images: Sequence[SourceImage], corpus: Corpus | None
 ) -> TaskRows[EmbeddedImages]:
     """Images as the rows of a task."""
+    document = found.index.document
     rows = {NAME: pa.array([image.image_id for image in images], pa.string())}
     if corpus is None:
-        root = PurePosixPath(task.source.path)
+        root = PurePosixPath(found.source.path)
         rows[PATH] = pa.array([str(root / str(image.path)) for image in images], pa.string())
         for name in STAMP:
             rows[name] = pa.array([getattr(image, name) for image in images], pa.int64())
-    rows[MODEL] = pa.array([task.model.digest] * len(images), pa.string())
+    rows[MODEL] = pa.array([found.index.fingerprint] * len(images), pa.string())
 
     def contents() -> pa.Array:
         assert corpus is not None
@@ -348,7 +328,7 @@ def _in_file(
 
     def result(table: pa.Table) -> EmbeddedImages:
         read = table.filter(table.column(KIND).is_null())
-        stored = task.document.stored_type.of_file_columns(read, task.document.vector_type)
+        stored = document.stored_type.of_file_columns(read, document.vector_type)
         kept, skipped = [], []
         for image, row in zip(images, table.select([REASON, KIND]).to_pylist(), strict=True):
             if row[KIND] is None:
@@ -393,17 +373,18 @@ def _packed(images: Sequence[SourceImage], source: ImageSource, corpus: Corpus |
     return ImagesToEmbed(images, PackedFiles(files, None if corpus is None else corpus.place))
 
 
-def _write(task: EmbeddingTask, part: int, embedded: Sequence[EmbeddedImages]) -> None:
+def _write(found: Comparison, part: int, embedded: Sequence[EmbeddedImages]) -> None:
     """Write the images of a part, of which each task gave some."""
+    document = found.index.document
     stored = [batch for each in embedded for batch in each.stored]
     images = [image for each in embedded for image in each.images]
     facts = [fact for each in embedded for fact in each.facts]
     skipped = [file for each in embedded for file in each.skipped]
-    with task.build.write(image_files.facts_name(part)) as partial_file:
+    with found.build.write(image_files.facts_name(part)) as partial_file:
         image_files.write_facts(partial_file, facts)
-    with task.build.write(part_files.vectors_name(part)) as partial_file:
+    with found.build.write(part_files.vectors_name(part)) as partial_file:
         # A part without a readable image is written empty, so that a resumed run does not read its files again.
-        vectors = task.document.stored_type.joined(stored, task.document.vector_type)
+        vectors = document.stored_type.joined(stored, document.vector_type)
         part_files.write_part(partial_file, images, vectors, skipped)
 
 

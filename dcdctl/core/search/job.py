@@ -113,6 +113,11 @@ class Changes:
     sets: SearchSets = None
     query_model: QueryRef = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be changed."""
+        return self == Changes()
+
 
 @dataclass(frozen=True)
 class WorkJob(Machine):

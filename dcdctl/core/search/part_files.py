@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core import files
-from dcdctl.core.artifacts import Build, seal_of
+from dcdctl.core.artifacts import seal_of
 from dcdctl.core.errors import StaleError, first_line
 from dcdctl.core.search.exact import Element, Elements
 from dcdctl.core.search.storage import INDEX, PLANNED, IndexDocument, Part
@@ -71,34 +71,6 @@ class SkippedFile:
     num_bytes: int | None = field(default=None, compare=False)
     modified_ns: int | None = field(default=None, compare=False)
     """As of an image: a file that is still the same is not read again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedParts:
-    """What plan.json holds once it is known which images of a source become which new parts."""
-
-    first_part: int
-    rows: tuple[int, ...]
-    """Files of each part, some of which may turn out not to be images."""
-    num_embedded: int
-    """The first parts, whose images are embedded; those of the others take the vectors of rows (`copied_from`)."""
-    skipped: tuple[SkippedFile, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def part_numbers(self) -> range:
-        """The numbers of the parts."""
-        return range(self.first_part, self.first_part + len(self.rows))
-
-    @property
-    def planned_names(self) -> list[str]:
-        """The paths of the planned images of each part in the folder of the index."""
-        return [planned_name(number) for number in self.part_numbers]
-
-    @property
-    def vectors_names(self) -> list[str]:
-        """The paths of the files of vectors in the folder of the index."""
-        return [vectors_name(number) for number in self.part_numbers]
 
 
 IMAGE_COLUMNS = pa.schema(
@@ -191,17 +163,6 @@ def describe_part(path: Path, source: int, type_: Element) -> tuple[Part, list[S
         num_tokens=tuple(count for count, _ in layout) if COUNTS in file.schema_arrow.names else (),
     )
     return part, [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
-
-
-def describe_parts(build: Build, planned: PlannedParts, type_: Element) -> tuple[list[Part], list[SkippedFile]]:
-    """The entries of the planned parts that have images, after all are written, and all files that were skipped."""
-    parts, skipped = [], list(planned.skipped)
-    for name in planned.vectors_names:
-        part, skipped_in_part = describe_part(build.written(name), build.plan["source"], type_)
-        skipped += skipped_in_part
-        if part.rows:
-            parts.append(part)
-    return parts, skipped
 
 
 def write_planned(path: Path, images: Sequence[SourceImage]) -> None:

@@ -35,6 +35,8 @@ class StoredVectors:
     """The kind of model, in words."""
     per: ClassVar = "each"
     """What has a vector, after a number of numbers: "512 numbers each"."""
+    score_name: ClassVar = "cosine"
+    """What a score is called beside its number."""
     kinds: ClassVar = ("flat", "hnsw", "int8", "binary")
     """The kinds of index that search these vectors (`IndexConfig.kind`)."""
     defaults: ClassVar = ()
@@ -129,6 +131,7 @@ class StoredTokens:
     """Tokens of each image, at least one."""
     made_by: ClassVar = "late-interaction model"
     per: ClassVar = "per token"
+    score_name: ClassVar = "MaxSim"
     kinds: ClassVar = ("flat", "centroids")
     # Measured: docs/indexing.md.
     defaults: ClassVar = ("kind=centroids", "flat_up_to=2000", "candidates=200")

@@ -1,141 +1,59 @@
-"""How an index follows its image folders: what is new, changed, moved, copied or gone, and which rows to remove.
+"""How an index follows its image folders: which files are new, changed, moved, copied or gone.
 
 Importing this module imports no torch: a folder in which nothing happened is compared in a fraction of a second.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from dcdctl.core import artifacts
 from dcdctl.core.data import FolderImageFile, RowError, is_read_now
-from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.machine import read_in_threads
-from dcdctl.core.places import check_utf8, refuse_url
 from dcdctl.core.search import sources, storage
 from dcdctl.core.search.changes import IndexChange
 from dcdctl.core.search.columns import change
-from dcdctl.core.search.exact import Rows, spread_over
 from dcdctl.core.search.image_files import FileFacts
 from dcdctl.core.search.index import FolderIndex
-from dcdctl.core.search.job import Changes
 from dcdctl.core.search.part_files import UNREADABLE, SkippedFile, SourceImage
 from dcdctl.core.search.storage import ImageSource
 
-SHOWN = 3
-"""Unknown names in an error message."""
-SAMPLED = 100
-"""Images that are looked for at the new place of a folder."""
 HASHING_THREADS = 4
 """Threads that hash files: most of the time they wait for the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceChanges:
-    """What became of a source since it was indexed.
-
-    | a file | its row before | its row after |
-    |---|---|---|
-    | is new | none | in `new` |
-    | has the bytes of a row | removed if its own file is gone | in `known` |
-    | has other bytes | removed | in `new`, or in `known` |
-    | has another time alone | stays | the same, with the facts in `touched` |
-    | is gone | removed | none |
-    | cannot be indexed | none | none; in `skipped` |
-    """
+class FirstLook:
+    """The files of a source beside the rows of an index by name, size and time, before any file is read."""
 
     new: Sequence[SourceImage] = ()
-    """Images to embed: new ones, and those whose file has other bytes now."""
-    known: Sequence[SourceImage] = ()
-    """Images whose file has the bytes of a row, `copied_from`."""
-    touched: Mapping[int, FileFacts] = field(default_factory=dict)
-    """Rows whose file has another time, or was never looked at, and the bytes that it had."""
-    removed: Rows = field(default_factory=lambda: np.empty(0, np.int64))
-    """Rows to remove: images that are gone, and those that get a row of their new bytes."""
+    """Files without a row."""
+    suspects: Sequence[tuple[int, SourceImage]] = ()
+    """Rows whose file has another size or time, or was never read."""
+    gone: Set[int] = frozenset()
+    """Rows whose file is no longer there."""
+    outdated: Sequence[int] = ()
+    """Earlier rows of an image that has a later one: a change was killed between the two."""
     skipped: Sequence[SkippedFile] = ()
     """All files of the source that are not indexed."""
     notes: tuple[str, ...] = ()
 
-
-def open_to_change(target: str) -> FolderIndex:
-    """The index in a folder that is to change; an error for a URL or a run."""
-    refuse_url(
-        Path(target),
-        "and the index to change is a folder of this machine",
-        "copy it to this machine, and name the copy",
-    )
-    folder = Path(target).expanduser()
-    if artifacts.kind_of_folder(folder) == "a run":
-        raise ConfigError(
-            f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX"
-        )
-    return FolderIndex.open(folder)
+    @property
+    def is_as_indexed(self) -> bool:
+        """Whether no row is to be added, removed or looked at."""
+        return not (self.new or self.suspects or self.gone or self.outdated)
 
 
-def has_changes(index: FolderIndex, changes: Changes) -> bool:
-    """Whether changes may do anything."""
-    return changes != Changes() or change.has_columns_to_fill(index, first_row=index.num_rows)
-
-
-def compare_source(index: FolderIndex, source: ImageSource, *, follow: bool) -> SourceChanges:
-    """What is new in a source, and with `follow` also what changed, moved or is gone in a folder.
+def look_at(index: FolderIndex, source: ImageSource, *, follow: bool) -> FirstLook:
+    """What is new in a source, and with `follow` also what may have changed or is gone in a folder.
 
     A folder without any image that is there no longer removes nothing: its disk may not be mounted.
     """
-    seen = _look_at(index, source, follow=follow)
-    touched, changed = _told_apart(index, source, seen.suspects)
-    known, unknown = _known_again(index, source, [*(image for _, image in changed), *seen.new], seen.gone)
-    return SourceChanges(
-        new=unknown,
-        known=known,
-        touched=touched,
-        removed=np.array(sorted({*seen.outdated, *seen.gone, *(row for row, _ in changed)}), dtype=np.int64),
-        skipped=seen.skipped,
-        notes=seen.notes,
-    )
-
-
-def up_to_date(index: FolderIndex) -> IndexChange | None:
-    """The index unchanged, if all its folders are as they were indexed; None if one is to be compared closely. Reads no
-    file of the folders."""
-    notes: list[str] = []
-    skipped = storage.skipped_of(index.folder, index.document)
-    for number, source in enumerate(index.document.sources):
-        if source.is_corpus:
-            continue
-        seen = _look_at(index, source, follow=True)
-        before = {entry["path"] for entry in skipped if entry["source"] == number}
-        is_same = seen.notes or before == {file.path for file in seen.skipped}
-        if seen.new or seen.suspects or seen.gone or seen.outdated or not is_same:
-            return None
-        notes += seen.notes
-    if change.has_columns_to_fill(index, first_row=0):
-        return None
-    return IndexChange(index, skipped, unchanged=index.num_images, notes=tuple(notes))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """The files of a source beside the rows of an index, before any file is read."""
-
-    new: Sequence[SourceImage] = ()
-    suspects: Sequence[tuple[int, SourceImage]] = ()
-    """Rows whose file has another size or time, or was never read."""
-    gone: Set[int] = frozenset()
-    outdated: Sequence[int] = ()
-    """Earlier rows of an image that has a later one: a change was killed between the two."""
-    skipped: Sequence[SkippedFile] = ()
-    notes: tuple[str, ...] = ()
-
-
-def _look_at(index: FolderIndex, source: ImageSource, *, follow: bool) -> _Seen:
     files = list(sources.list_images(source, [index.folder, *sources.folders_in(source, index.document.sources)]))
     listed = [file for file in files if isinstance(file, SourceImage)]
     skipped = [file for file in files if isinstance(file, SkippedFile)]
@@ -144,7 +62,7 @@ def _look_at(index: FolderIndex, source: ImageSource, *, follow: bool) -> _Seen:
     if follow and rows and not listed:
         problem = "has no images now" if Path(source.path).is_dir() else "is gone"
         note = f"{source.path} {problem}, and nothing was removed: is its disk mounted?"
-        return _Seen(skipped=skipped_before, notes=(note,))
+        return FirstLook(skipped=skipped_before, notes=(note,))
     # By name, size and time: a file that could not be read is not tried again before it changes.
     unread: dict[tuple[str, int | None, int | None], SkippedFile] = {
         (file.path, file.num_bytes, file.modified_ns): file
@@ -165,13 +83,32 @@ def _look_at(index: FolderIndex, source: ImageSource, *, follow: bool) -> _Seen:
                 skipped.append(earlier)
         elif follow and not _is_as_indexed(index, row, image):
             suspects.append((row, image))
-    return _Seen(
+    return FirstLook(
         new=new,
         suspects=suspects,
         gone=_gone(rows, skipped) if follow else frozenset(),
         outdated=outdated,
         skipped=skipped,
     )
+
+
+def up_to_date(index: FolderIndex) -> IndexChange | None:
+    """The index unchanged, if all its folders are as they were indexed; None if one is to be compared closely. Reads no
+    file of the folders."""
+    notes: list[str] = []
+    skipped = storage.skipped_of(index.folder, index.document)
+    for number, source in enumerate(index.document.sources):
+        if source.is_corpus:
+            continue
+        look = look_at(index, source, follow=True)
+        before = {entry["path"] for entry in skipped if entry["source"] == number}
+        leaves_out_the_same = look.notes or before == {file.path for file in look.skipped}
+        if not (look.is_as_indexed and leaves_out_the_same):
+            return None
+        notes += look.notes
+    if change.has_columns_to_fill(index, first_row=0):
+        return None
+    return IndexChange(index, skipped, unchanged=index.num_images, notes=tuple(notes))
 
 
 def _rows_by_id(index: FolderIndex, source: ImageSource) -> tuple[dict[str, int], list[int]]:
@@ -224,7 +161,7 @@ def _gone(rows: dict[str, int], skipped: Sequence[SkippedFile]) -> set[int]:
     return gone
 
 
-def _told_apart(
+def tell_apart(
     index: FolderIndex, source: ImageSource, suspects: Sequence[tuple[int, SourceImage]]
 ) -> tuple[dict[int, FileFacts], list[tuple[int, SourceImage]]]:
     """Files of another size or time, by their bytes: those that are as they were, with what is known now, and those
@@ -244,7 +181,7 @@ def _told_apart(
     return touched, changed
 
 
-def _known_again(
+def find_known(
     index: FolderIndex, source: ImageSource, images: Sequence[SourceImage], gone: Set[int]
 ) -> tuple[list[SourceImage], list[SourceImage]]:
     """The images whose file has the bytes of a row, with that row, and the others.
@@ -293,107 +230,3 @@ def _digests(source: ImageSource, images: Sequence[SourceImage]) -> list[bytes |
             return None if error.kind == UNREADABLE else b""
 
     return list(read_in_threads(digest_of, images, HASHING_THREADS))
-
-
-def check_removable(place: str, names: Sequence[str]) -> None:
-    """InputError for a name that `rows_to_remove` would refuse. Asked before torch is imported, which takes seconds."""
-    rows_to_remove(open_to_change(place), names)
-
-
-def rows_to_remove(index: FolderIndex, names: Sequence[str]) -> Rows | None:
-    """All rows to be empty after the removal, including rows removed before; None if there is nothing to remove.
-
-    A name is an image id, the absolute path of a file, or a pattern (`*`, `?`, `[...]`) of image ids. InputError if a
-    name matches no image or stands for two.
-    """
-    if not names:
-        return None
-    roots = [None if source.is_corpus else Path(source.path) for source in index.document.sources]
-    removed = set(np.flatnonzero(index.is_removed).tolist())
-    image_ids, source_R = index.values("image_id").to_pylist(), index.source_R.tolist()
-    live = {row: name for row, name in enumerate(image_ids) if row not in removed}
-    by_name: dict[str, list[int]] = {}
-    for row, name in live.items():
-        by_name.setdefault(name, []).append(row)
-    # Images that are removed already are no error: a command that was killed after its removal is run again.
-    gone_ids = {image_ids[row] for row in removed}
-
-    def rows_named(name: str) -> set[int]:
-        # A file name may contain * or [, so a name that is an image id is not read as a pattern.
-        matching = set(by_name.get(name, ()))
-        if len(matching) > 1:
-            places = [index.document.sources[source_R[row]].path for row in sorted(matching)]
-            raise InputError(
-                f"{name} stands for {len(matching)} images of {index.folder}, in {' and '.join(places[:SHOWN])}; "
-                "nothing was removed",
-                hint=f"give its whole path, such as {Path(places[0], name)}",
-            )
-        at_path = matching or _rows_at(name, roots, by_name, source_R)
-        return at_path or {row for row, image_id in live.items() if fnmatch.fnmatchcase(image_id, name)}
-
-    unknown = []
-    for name in dict.fromkeys(names):
-        matching = rows_named(name)
-        if not matching and name not in gone_ids and not fnmatch.filter(gone_ids, name):
-            unknown.append(name)
-        removed |= matching
-    if unknown:
-        raise InputError(
-            f"the index {index.folder} has no image {', '.join(map(repr, sorted(unknown)[:SHOWN]))}; nothing was "
-            "removed",
-            hint="name image ids, or patterns such as '2019/*'",
-        )
-    return np.array(sorted(removed), dtype=np.int64)
-
-
-def _rows_at(
-    path: str, roots: Sequence[Path | None], by_name: Mapping[str, Sequence[int]], source_R: Sequence[int]
-) -> set[int]:
-    """The row of the file at an absolute path in an image folder, if there is one."""
-    found = set()
-    for number, root in enumerate(roots):
-        if root is not None and Path(path).is_relative_to(root):
-            name = Path(path).relative_to(root).as_posix()
-            found |= {row for row in by_name.get(name, ()) if source_R[row] == number}
-    return found
-
-
-def moved_sources(index: FolderIndex, old: Path, new: Path) -> tuple[ImageSource, ...]:
-    """The sources of an index whose image folder, or one above it, is at another place now.
-
-    InputError if no image folder was there, if the new place is no folder or another source, or if it lacks the images.
-    """
-    refuse_url(old, "and image folders are of this machine", "name the place where the images were")
-    refuse_url(new, "and image folders are of this machine", "name the place where the images are now")
-    # Not resolved: what was there is gone.
-    was, now = Path(os.path.abspath(old.expanduser())), new.expanduser().resolve()  # noqa: PTH100
-    listed = index.document.sources
-    numbers = [
-        number for number, source in enumerate(listed) if not source.is_corpus and Path(source.path).is_relative_to(was)
-    ]
-    if not now.is_dir():
-        raise InputError(f"{new} is no folder", hint="name the place where the images are now")
-    check_utf8(now)
-    if not numbers:
-        folders = ", ".join(source.path for source in listed if not source.is_corpus) or "none"
-        raise InputError(
-            f"{old} is no image folder of {index.folder}, and none is in it",
-            hint=f"its image folders: {folders}; files that moved within one need no --moved",
-        )
-    moved = list(listed)
-    for number in numbers:
-        folder = now / Path(listed[number].path).relative_to(was)
-        if any(str(folder) == source.path for source in listed):
-            raise InputError(
-                f"{folder} is an image folder of {index.folder} already", hint=f"follow it: dcdctl sync {index.folder}"
-            )
-        rows = np.flatnonzero((index.source_R == number) & index.is_live)
-        names = [index.image_id(int(rows[place])) for place in spread_over(len(rows), SAMPLED)]
-        there = sum((folder / name).is_file() for name in names)
-        if 2 * there < len(names):
-            raise InputError(
-                f"{folder} has {there:,} of {len(names):,} images of {listed[number].path} that were looked for",
-                hint="name the folder itself, as it was and as it is now",
-            )
-        moved[number] = replace(listed[number], path=str(folder))
-    return tuple(moved)

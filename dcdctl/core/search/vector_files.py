@@ -32,7 +32,8 @@ from dcdctl.core.places import shown
 from dcdctl.core.progress import Track
 from dcdctl.core.search import embed, image_files, part_files
 from dcdctl.core.search.columns.change import position_in
-from dcdctl.core.search.embed import MODEL, NAME, EmbeddingTask
+from dcdctl.core.search.comparison import Comparison
+from dcdctl.core.search.embed import MODEL, NAME, EmbedWorker
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.image_files import FileFacts
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
@@ -64,13 +65,13 @@ def find(names: Sequence[str]) -> list[Path]:
     return paths
 
 
-def take(task: EmbeddingTask, names: Sequence[str], track: Track) -> None:
+def take(found: Comparison, worker: EmbedWorker, names: Sequence[str], track: Track) -> None:
     """Write the planned parts with the vectors of files, in place of `embed`; some are embedded again to compare.
 
     InputError for rows that cannot be used, an image without a vector, and vectors that the model does not give;
     StaleError for vectors of another model. Nothing is then written.
     """
-    gathered = _GivenVectors(task)
+    gathered = _GivenVectors(found, worker)
     gathered.read(find(names), track)
     skipped = gathered.check_missing()
     gathered.verify(track)
@@ -81,11 +82,10 @@ def take(task: EmbeddingTask, names: Sequence[str], track: Track) -> None:
 class _GivenVectors:
     """The given vectors by planned image, in a file that is mapped."""
 
-    def __init__(self, task: EmbeddingTask) -> None:
-        self.task, self.dim = task, task.document.model.dim
-        # In this process, whatever the engine is: few images are embedded.
-        self.worker = task.worker(task.compute)
-        parts = [task.build.written(name) for name in task.planned.planned_names]
+    def __init__(self, found: Comparison, worker: EmbedWorker) -> None:
+        # The worker is used in this process, whatever the engine is: few images are embedded.
+        self.found, self.worker, self.dim = found, worker, worker.dim
+        parts = [found.build.written(name) for name in found.planned_names]
         columns = [pq.read_table(part, columns=["image_id"]).column(0) for part in parts]
         self.ids = pa.chunked_array(
             [chunk for column in columns for chunk in column.chunks], pa.string()
@@ -94,12 +94,12 @@ class _GivenVectors:
         """The first image of each part, and the number of all."""
         # On the disk of the index, because the vectors may be more than fit into memory. `planned` is removed at the
         # end.
-        path = task.build.folder / PLANNED / "vectors.f16"
+        path = found.build.folder / PLANNED / "vectors.f16"
         # An empty file cannot be mapped.
         self.vectors_ND = np.memmap(path, dtype=np.float16, mode="w+", shape=(max(len(self.ids), 1), self.dim))
         self.is_given: Flags = np.zeros(len(self.ids), dtype=np.bool_)
         self.faults = Faults("the vectors cannot be used")
-        self._files = SourceImages(task.source.path, [task.source])
+        self._files = SourceImages(found.source.path, [found.source])
 
     def read(self, paths: Sequence[Path], track: Track) -> None:
         """Take the vectors of files. All names are checked before the first vector is read."""
@@ -124,7 +124,7 @@ class _GivenVectors:
         where = np.repeat([path.name for path in paths], [len(column) for column in columns])
         known = np.flatnonzero(rows >= 0)
         _, firsts = np.unique(rows[known], return_index=True)
-        unknown = f"rows of images that are not in {self.task.source.path} or are in the index already"
+        unknown = f"rows of images that are not in {self.found.source.path} or are in the index already"
         places = {
             unknown: np.flatnonzero(rows < 0),
             "rows of images that another row has too": np.delete(known, firsts),
@@ -137,10 +137,10 @@ class _GivenVectors:
     def _expect_model(self, batch: pa.RecordBatch, path: Path) -> None:
         """StaleError for the vectors of another model, if the file says of which they are."""
         models = pc.unique(batch.column(MODEL)).to_pylist() if MODEL in batch.schema.names else []
-        if other := set(models) - {None, self.task.model.digest}:
+        if other := set(models) - {None, self.worker.model.digest}:
             message = (
                 f"the vectors of {shown(path)} are of the model {str(other.pop())[:8]}, and this is the model "
-                f"{self.task.model.digest[:8]}"
+                f"{self.worker.model.digest[:8]}"
             )
             raise StaleError(message, hint="name the model that made them, or run this one")
 
@@ -149,7 +149,7 @@ class _GivenVectors:
         is_valid = column.is_valid().to_numpy(zero_copy_only=False)
         row_B = row_B[is_valid]
         widths = np.unique(pc.list_value_length(column.drop_null()).to_numpy(zero_copy_only=False))
-        accepted: set[Any] = {self.task.model.embedding_dim, self.dim}
+        accepted: set[Any] = {self.worker.model.embedding_dim, self.dim}
         if len(row_B) == 0:
             return
         if len(widths) > 1 or int(widths[0]) not in accepted:
@@ -188,7 +188,7 @@ class _GivenVectors:
     def verify(self, track: Track) -> None:
         """Embed some images and compare; InputError if a vector is not that of the model."""
         rows = self._rows_to_verify()
-        self.task.model.to(self.task.compute.device).eval()
+        self.worker.model.to(self.worker.compute.device).eval()
         readable: list[tuple[int, ImageBatch]] = []
         with track("compare vectors", total=len(rows), unit="images") as advance:
             for number, (row, read) in enumerate(self._read_images(rows), 1):
@@ -229,7 +229,7 @@ class _GivenVectors:
         if (orientation := self._orientation_of(image)) == 1:
             return
         stored = data.turned_back(data.decode_image(self._files.read(0, image)), orientation)
-        if self._cosines([row], self.task.model.preprocess.images([stored])).min() >= LEAST_COSINE:
+        if self._cosines([row], self.worker.model.preprocess.images([stored])).min() >= LEAST_COSINE:
             raise InputError(
                 f"the vector of {image.image_id!r} is that of the image as stored, not rotated upright as its EXIF "
                 "data say",
@@ -254,28 +254,28 @@ class _GivenVectors:
 
     def _read_images(self, rows: Sequence[int]) -> Iterator[tuple[int, embed.ReadImages]]:
         """The planned images of some ascending rows, one by one; read ahead in threads."""
-        read = embed.image_reader(self.task.source, self.task.model.preprocess)
+        read = embed.image_reader(self.found.source, self.worker.model.preprocess)
         images = ([image] for image in self._planned_images(rows))
-        return zip(rows, read_in_threads(read, images, self.task.compute.readers), strict=True)
+        return zip(rows, read_in_threads(read, images, self.worker.compute.readers), strict=True)
 
     def _planned_images(self, rows: Sequence[int]) -> Iterator[SourceImage]:
         """The images of some ascending rows; one part is in memory at a time."""
-        part_of = lru_cache(maxsize=1)(self.task.images)
+        part_of = lru_cache(maxsize=1)(self.found.images)
         for row in rows:
             number = int(np.searchsorted(self.starts, row, side="right")) - 1
-            yield part_of(self.task.planned.part_numbers[number])[row - self.starts[number]]
+            yield part_of(self.found.part_numbers[number])[row - self.starts[number]]
 
     def write(self, skipped: dict[int, SkippedFile]) -> None:
         """Write the vectors of all parts."""
-        for first, part in zip(self.starts[:-1], self.task.planned.part_numbers, strict=True):
-            images = self.task.images(part)
+        for first, part in zip(self.starts[:-1], self.found.part_numbers, strict=True):
+            images = self.found.images(part)
             here = range(first, first + len(images))
             given = self.is_given[first : here.stop]
             kept = [image for image, is_given in zip(images, given, strict=True) if is_given]
             vectors = StoredVectors(np.ascontiguousarray(self.vectors_ND[first : here.stop][given]))
-            with self.task.build.write(image_files.facts_name(part)) as partial:
+            with self.found.build.write(image_files.facts_name(part)) as partial:
                 image_files.write_facts(partial, [FileFacts.listed(image) for image in kept])
-            with self.task.build.write(part_files.vectors_name(part)) as partial:
+            with self.found.build.write(part_files.vectors_name(part)) as partial:
                 part_files.write_part(partial, kept, vectors, [skipped[row] for row in here if row in skipped])
 
 

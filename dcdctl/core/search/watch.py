@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dcdctl.core.errors import DcdError, InputError, require_extra
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import upkeep
+from dcdctl.core.search import named, upkeep
 from dcdctl.core.search.changes import IndexChange
 from dcdctl.core.search.index import FolderIndex
 
@@ -27,7 +27,7 @@ TRY_AGAIN_S = 5
 def sync_index(place: str, *, compute: Callable[[], Compute] | None = None, track: Track = silent) -> IndexChange:
     """Follow the image folders of an index once. Torch is imported, and `compute` called, only if something happened in
     them."""
-    index = upkeep.open_to_change(place)
+    index = named.open_to_change(place)
     if (same := upkeep.up_to_date(index)) is not None:
         return same
     from dcdctl.core import devices
@@ -53,7 +53,7 @@ def watch_index(
     MissingError without the package watchfiles, InputError for an index without an image folder.
     """
     require_extra("watch", "watchfiles", needed_by="--watch")
-    folders = _folders(upkeep.open_to_change(place))
+    folders = _folders(named.open_to_change(place))
     if not folders:
         raise InputError(f"{place} is of a corpus, and no image folder can be watched", hint="leave --watch out")
     stop = stop or Event()

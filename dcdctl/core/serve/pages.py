@@ -54,6 +54,7 @@ def search_page(index: ImageIndex, config: ServiceConfig) -> str:
         examples=list(dict.fromkeys(filter(None, captions)))[:NUM_EXAMPLES] or EXAMPLES,
         max_chars=config.max_text_chars,
         has_keywords=index.has_keywords,
+        score_name=index.stored_type.score_name,
     )
 
 

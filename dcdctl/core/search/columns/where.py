@@ -162,7 +162,15 @@ def quoted_value(value: Value) -> str:
 
 
 def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
-    """Which rows of a table meet a condition; the table has the columns that `columns_of` lists."""
+    """(R,): which rows of a table meet a condition, for a store that filters in Python, and as an oracle for one that
+    does not. The table has the columns that `columns_of` lists.
+
+    A missing value meets no comparison and no `not`, as in SQL; `is null` finds it.
+
+    >>> table = pa.table({"year": [2019, None, 2024], "owner": ["ann", "ann", "bob"]})
+    >>> matches(parse_where("year > 2018 and owner = 'ann'", table.schema), table)
+    array([ True, False, False])
+    """
     if isinstance(condition, Joined):
         combine = np.logical_and if condition.word == "and" else np.logical_or
         return np.asarray(combine.reduce([matches(part, table) for part in condition.parts]))
