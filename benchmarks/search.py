@@ -50,10 +50,11 @@ from dcdctl.core import devices
 from dcdctl.core.search import FolderIndex, Hit, ImageIndex, ImageSource, StoredVectors, parse_where, part_files
 from dcdctl.core.search import commit as search_commit
 from dcdctl.core.search.columns.table import write_columns
+from dcdctl.core.search.entries import IndexedModel, Part
 from dcdctl.core.search.exact import token_type
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.part_files import ROWS_PER_PART, SourceImage
-from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
+from dcdctl.core.search.storage import IndexDocument
 from dcdctl.core.stores import open_index, open_store, upload_index
 from dcdctl.core.toml import apply_sets
 

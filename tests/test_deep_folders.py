@@ -13,8 +13,8 @@ import pytest
 from dcdctl.core import files
 from dcdctl.core.data.images.archives import ImageStore
 from dcdctl.core.integrity import verify
+from dcdctl.core.search.entries import ImageSource
 from dcdctl.core.search.sources import list_images
-from dcdctl.core.search.storage import ImageSource
 
 DEPTH, CALLS = 150, 100
 NAME = "a/" * DEPTH + "plan.json"

@@ -12,9 +12,9 @@ from tiny import contents
 
 from dcdctl.core.errors import InputError
 from dcdctl.core.search import ann
+from dcdctl.core.search.entries import Segment
 from dcdctl.core.search.index_config import HnswConfig, IndexConfig, TokenConfig
 from dcdctl.core.search.segments import BUILDERS, segment_ranges
-from dcdctl.core.search.storage import Segment
 
 VECTORS = unit_vectors(900)
 PARTS = [VECTORS[:500], VECTORS[500:]]

@@ -20,11 +20,11 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus, tokens_of
 from dcdctl.core.errors import MissingError
 from dcdctl.core.search import FolderIndex, IndexSearcher, StoredVectors, keywords, part_files
+from dcdctl.core.search.entries import ImageSource
 from dcdctl.core.search.exact import token_type
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.keywords import Keywords, best, fuse, words_of_name
 from dcdctl.core.search.part_files import SourceImage
-from dcdctl.core.search.storage import ImageSource
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 

@@ -29,10 +29,11 @@ from dcdctl.core.search import (
     commit,
     part_files,
 )
+from dcdctl.core.search.entries import IndexedModel, Part
 from dcdctl.core.search.exact import encoded, token_type
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.part_files import SourceImage, part_name
-from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
+from dcdctl.core.search.storage import IndexDocument
 
 BATCHES = Compute(batch_size=2)
 

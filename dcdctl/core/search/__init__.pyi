@@ -33,6 +33,7 @@ from .columns.where import (
 )
 from .combined import CombinedQuery, question_of
 from .copies import SameImages, find_copies
+from .entries import ImageSource
 from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
 from .index_config import IndexConfig
@@ -43,16 +44,7 @@ from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
 from .searcher import WEAK, IndexSearcher, browse_index
 from .sources import SourceImages
-from .storage import (
-    INDEX,
-    INDEX_FILE,
-    ImageSource,
-    check_comes_first,
-    check_model,
-    query_model_of,
-    read_document,
-    text_side_note,
-)
+from .storage import INDEX, INDEX_FILE, check_comes_first, check_model, query_model_of, read_document, text_side_note
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
 from .watch import sync_index, watch_index

@@ -24,10 +24,11 @@ from dcdctl.core.search import ann, commit, keywords, named, segments
 from dcdctl.core.search.background import probe_texts
 from dcdctl.core.search.changes import IndexChange, rows_changed
 from dcdctl.core.search.columns import change
+from dcdctl.core.search.entries import TEXT, SealedFile, TextSide
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.job import Changes, table_or_path
-from dcdctl.core.search.storage import INDEX, TEXT, IndexDocument, SealedFile, TextSide
+from dcdctl.core.search.storage import INDEX, IndexDocument
 from dcdctl.core.search.stored import StoredTokens, StoredType
 from dcdctl.core.toml import apply_sets
 

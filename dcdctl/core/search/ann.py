@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from dcdctl.core import machine, scoring
 from dcdctl.core.errors import require_extra
 from dcdctl.core.scoring import HIGHEST
+from dcdctl.core.search.entries import Segment
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.graph_file import check_graph
 from dcdctl.core.search.index_config import IndexConfig
-from dcdctl.core.search.storage import INDEX, Segment, mapped_arrays
+from dcdctl.core.search.storage import INDEX, mapped_arrays
 
 CODES = 8192
 """Codes that are converted and compared at a time: they fit a processor's cache."""

@@ -47,19 +47,12 @@ from dcdctl.core.search.changes import IndexChange, followed, rows_changed
 from dcdctl.core.search.commit import commit
 from dcdctl.core.search.comparison import Comparison, compare
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbedWorker
+from dcdctl.core.search.entries import TEXT, ImageSource, IndexedModel, TextSide
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.job import IndexJob, table_or_path
 from dcdctl.core.search.part_files import SourceImage
-from dcdctl.core.search.storage import (
-    INDEX,
-    INDEX_FILE,
-    TEXT,
-    ImageSource,
-    IndexDocument,
-    IndexedModel,
-    TextSide,
-)
+from dcdctl.core.search.storage import INDEX, INDEX_FILE, IndexDocument
 from dcdctl.core.search.stored import STORED, StoredTokens
 from dcdctl.core.toml import apply_sets, assignments
 

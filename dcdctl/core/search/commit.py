@@ -15,10 +15,11 @@ from dcdctl.core.artifacts import Build, sha256_of
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, copies, image_files, keywords, segments, storage
 from dcdctl.core.search.columns.table import write_columns
+from dcdctl.core.search.entries import ListFile
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.index_config import IndexConfig
-from dcdctl.core.search.storage import INDEX, IndexDocument, ListFile
+from dcdctl.core.search.storage import INDEX, IndexDocument
 
 
 def commit(

@@ -21,10 +21,11 @@ from dcdctl.core.data import share_split
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import image_files, part_files, sources, storage, upkeep
+from dcdctl.core.search.entries import ImageSource, Part
 from dcdctl.core.search.image_files import CHANGED_ROWS
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
-from dcdctl.core.search.storage import INDEX, PLANNED, ImageSource, Part
+from dcdctl.core.search.storage import INDEX, PLANNED
 
 PLANNED_ENTRIES = ("format", "generation", "model", "sources", "precision", "settings")
 """The entries of the next index.json that a plan is compared by."""

@@ -41,11 +41,11 @@ from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import embed_batch, named_model
 from dcdctl.core.search import exact, image_files, part_files, sources
 from dcdctl.core.search.comparison import Comparison
+from dcdctl.core.search.entries import ImageSource
 from dcdctl.core.search.exact import Half
 from dcdctl.core.search.image_files import FileFacts, read_facts
 from dcdctl.core.search.index_config import ExifColumns, IndexConfig
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
-from dcdctl.core.search.storage import ImageSource
 from dcdctl.core.search.stored import Stored, StoredTokens, StoredVectors
 
 MAX_ASPECT = 200

@@ -27,10 +27,11 @@ from PIL import Image
 from dcdctl.core import files
 from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.data import CAMERA_COLUMNS, PLACE_COLUMNS, difference_hash, read_exif
+from dcdctl.core.search.entries import RowsFile
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index_config import ExifColumns
 from dcdctl.core.search.part_files import MappedTable, SourceImage
-from dcdctl.core.search.storage import INDEX, PLANNED, RowsFile
+from dcdctl.core.search.storage import INDEX, PLANNED
 
 EXIF_TYPES = CAMERA_COLUMNS | PLACE_COLUMNS
 GROUP = "group"

@@ -35,11 +35,11 @@ from dcdctl.core.search.embed import (
     PackedFiles,
     file_reader,
 )
+from dcdctl.core.search.entries import ImageSource
 from dcdctl.core.search.exact import Element
 from dcdctl.core.search.image_files import facts_table
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.part_files import SourceImage
-from dcdctl.core.search.storage import ImageSource
 from dcdctl.core.search.stored import STORED, StoredTokens, StoredType
 
 

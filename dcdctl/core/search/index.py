@@ -23,13 +23,14 @@ from dcdctl.core.search.columns.order import Order, in_order
 from dcdctl.core.search.columns.table import ColumnSummary, StoredColumns, summarize_column
 from dcdctl.core.search.columns.unmet import why_none
 from dcdctl.core.search.columns.where import BUILT_IN, Condition, columns_of, matches
+from dcdctl.core.search.entries import Segment
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.image_files import StoredFiles
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.protocol import Hit, ImageIndex, Listing
 from dcdctl.core.search.readers import OPEN_FILES, READERS
 from dcdctl.core.search.sources import SourceImages
-from dcdctl.core.search.storage import INDEX, IndexDocument, Segment
+from dcdctl.core.search.storage import INDEX, IndexDocument
 from dcdctl.core.search.stored import Stored, best_of
 
 # Scores of a block and a part of 8,192 rows take 2 MB.

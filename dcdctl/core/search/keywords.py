@@ -30,17 +30,10 @@ from dcdctl.core.data import tokens_of
 from dcdctl.core.errors import require_extra
 from dcdctl.core.progress import Track
 from dcdctl.core.search import part_files
+from dcdctl.core.search.entries import SealedFile, WordFiles
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.sources import SourceImages
-from dcdctl.core.search.storage import (
-    INDEX,
-    IndexDocument,
-    SealedFile,
-    WordFiles,
-    mapped_arrays,
-    removed_rows,
-    save_array,
-)
+from dcdctl.core.search.storage import INDEX, IndexDocument, mapped_arrays, removed_rows, save_array
 
 K1, B = 1.2, 0.75
 """Lucene's defaults; they are not tuned here."""

@@ -16,9 +16,9 @@ import numpy as np
 from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.places import check_utf8, refuse_url
+from dcdctl.core.search.entries import ImageSource
 from dcdctl.core.search.exact import Rows, spread_over
 from dcdctl.core.search.index import FolderIndex
-from dcdctl.core.search.storage import ImageSource
 
 SHOWN = 3
 """Unknown names in an error message."""

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from dcdctl.core import files
 from dcdctl.core.artifacts import seal_of
 from dcdctl.core.errors import StaleError, first_line
+from dcdctl.core.search.entries import Part
 from dcdctl.core.search.exact import Element, Elements
-from dcdctl.core.search.storage import INDEX, PLANNED, IndexDocument, Part
+from dcdctl.core.search.storage import INDEX, PLANNED, IndexDocument
 from dcdctl.core.search.stored import COUNTS, Stored, StoredTokens, StoredType, StoredVectors
 
 ROWS_PER_PART = 8192

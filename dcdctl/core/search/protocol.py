@@ -17,10 +17,10 @@ from dcdctl.core.models import TextTower
 from dcdctl.core.search.columns.order import Order
 from dcdctl.core.search.columns.unmet import NO_IMAGE
 from dcdctl.core.search.columns.where import Condition, Value
+from dcdctl.core.search.entries import TEXT
 from dcdctl.core.search.exact import Floats, Rows, unit
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.sources import SourceImages
-from dcdctl.core.search.storage import TEXT
 from dcdctl.core.search.stored import Stored, StoredType
 
 

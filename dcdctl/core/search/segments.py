@@ -22,11 +22,12 @@ from dcdctl.core.artifacts import Build, Parts, seal_of
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search import ann
+from dcdctl.core.search.entries import Segment
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.graph_file import check_graph
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.readers import BLOCK, READERS
-from dcdctl.core.search.storage import INDEX, IndexDocument, Segment, save_array
+from dcdctl.core.search.storage import INDEX, IndexDocument, save_array
 
 SAMPLES, ROUNDS = 40, 8
 """Tokens per centroid from which k-means starts, and its rounds."""

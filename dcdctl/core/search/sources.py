@@ -17,8 +17,8 @@ from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
 from dcdctl.core.errors import CorpusError, InputError, MissingError, StaleError
 from dcdctl.core.places import check_utf8, in_utf8
 from dcdctl.core.progress import counted
+from dcdctl.core.search.entries import ImageSource
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
-from dcdctl.core.search.storage import ImageSource
 
 T = TypeVar("T")
 OPEN_CORPORA = 256

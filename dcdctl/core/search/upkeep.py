@@ -18,10 +18,10 @@ from dcdctl.core.machine import read_in_threads
 from dcdctl.core.search import sources, storage
 from dcdctl.core.search.changes import IndexChange
 from dcdctl.core.search.columns import change
+from dcdctl.core.search.entries import ImageSource
 from dcdctl.core.search.image_files import FileFacts
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.part_files import UNREADABLE, SkippedFile, SourceImage
-from dcdctl.core.search.storage import ImageSource
 
 HASHING_THREADS = 4
 """Threads that hash files: most of the time they wait for the disk."""

@@ -18,8 +18,9 @@ from dcdctl.core import files
 from dcdctl.core.artifacts import seal_of
 from dcdctl.core.search import part_files
 from dcdctl.core.search.columns.where import TYPES, Value
+from dcdctl.core.search.entries import Column, ColumnsFile
 from dcdctl.core.search.part_files import MappedTable
-from dcdctl.core.search.storage import INDEX, Column, ColumnsFile
+from dcdctl.core.search.storage import INDEX
 
 # Ten hits of an index with a thousand columns would take 60 to 130 ms to read.
 NUM_SHOWN = 50
