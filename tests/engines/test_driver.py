@@ -438,5 +438,5 @@ def test_decoding_takes_no_gpu_of_a_cluster(monkeypatch):
         raise OpenedError(choice.gpus, choice.workers)
 
     monkeypatch.setattr("dcdctl.core.data.prepare.open_engine", opened)
-    with pytest.raises(OpenedError, match=r"\(0, 3\)"):
+    with pytest.raises(OpenedError, match=r"\(0\.0, 3\)"):
         make_corpus(PrepareJob(manifest="scenes", engine="ray?workers=3"))

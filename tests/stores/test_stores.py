@@ -274,7 +274,7 @@ def test_facts_of_values_that_no_upload_writes_are_refused(store, url, values, n
 
 def test_facts_with_a_source_that_is_nowhere_are_refused(store, url):
     found = facts_error(store, url, changed(sources=[{"kind": "folder", "path": "a\0"}]))
-    assert r"another version of dcdctl (sources.path must be a path, got 'a\x00')" in found
+    assert r"another version of dcdctl (sources[0].path must be a path, got 'a\x00')" in found
 
 
 OTHER_COLUMNS = {"owner": "int64"}

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, by one process at a time, and a file that cannot be used is an error that says
+"""Files are written atomically, by one process at a time, and a file that cannot be used is an error that says
 why."""
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, and what killed processes leave of them."""
+"""Files and folders that are written atomically, and what killed processes leave of them."""
 
 from __future__ import annotations
 
