@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dcdctl.core.teacher import TextCache
 
 
-def check_teacher(job: TextCacheJob) -> None:
+def check_options(job: TextCacheJob) -> None:
     """A usage error for options that do not go together."""
     if not (job.texts or job.vectors):
         raise typer.BadParameter("name the texts, or their vectors with --vectors", param_hint="--texts")
@@ -40,7 +40,7 @@ def cache_texts(job: TextCacheJob, json: Json = False) -> None:
     """Encode texts with a teacher. Training a query student reads the vectors and never runs the teacher."""
     from dcdctl.core import teacher
 
-    check_teacher(job)
+    check_options(job)
     cache = teacher.cache_texts(job, track=bar, say=note)
     document = _document(job, cache)
     if json:

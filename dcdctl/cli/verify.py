@@ -19,7 +19,7 @@ Folder = Annotated[
 ]
 
 
-def check_scores(again: Recheck) -> None:
+def check_options(again: Recheck) -> None:
     """A usage error for options that do not go together."""
     if again.scores is None:
         of_scores = {
@@ -39,7 +39,7 @@ def verify(place: Folder, again: Recheck, json: Json = False) -> None:
     """Compare the files with their checksums. The command reads all of an artifact and names every damage."""
     from dcdctl.core.integrity import verify as verify_artifacts
 
-    check_scores(again)
+    check_options(again)
     if again.scores is not None:
         # Before all files are read.
         from dcdctl.core.teacher import check_recheck

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 
+import command_line
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -221,6 +223,17 @@ def test_an_index_of_a_late_model_answers_by_the_scores_of_the_model(late_ref, p
     answer = searcher.ask(pictures / index.name(0), 7)
     assert answer.hits[0].row == 0
     assert answer.hits[0].score == pytest.approx(float((by_image.norm(dim=-1)).sum()), abs=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["late", "dual"])
+def test_a_score_has_one_name_in_the_terminal_and_in_the_report(late_ref, dual, pictures, tmp_path, kind):
+    index = build_of(late_ref if kind == "late" else dual, pictures, tmp_path / "index")
+    name, other = ("MaxSim", "cosine") if kind == "late" else ("cosine", "MaxSim")
+    shown = command_line.run("search", index.folder, "two dogs", "--html", tmp_path / "page.html").stdout
+    page = (tmp_path / "page.html").read_text()
+    assert name in shown.splitlines()[0].split()
+    assert re.search(rf"{name} -?\d\.\d{{4}}", page)
+    assert other not in shown + page
 
 
 def test_a_late_model_its_export_and_its_query_student_are_searched_by_their_own_scores(late_ref, pictures, tmp_path):

@@ -60,8 +60,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     sync(file)
             _replace_folder(partial, path, replaced)
     finally:
-        # The second rename failed: the old folder returns to its place, unless another process has filled it.
-        if os.path.exists(partial) and os.path.exists(replaced):  # noqa: PTH110 - Path.exists raises for a name that is too long
+        # The second rename failed: the old folder returns to its place, unless another process has filled it. Not by
+        # Path.exists, which raises for a name that is too long.
+        if os.path.exists(partial) and os.path.exists(replaced):  # noqa: PTH110
             with suppress(OSError):
                 replaced.rename(path)
         shutil.rmtree(partial, ignore_errors=True)

@@ -115,7 +115,9 @@ def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[
         if not paths:
             raise InputError(f"{path} holds no {what}", hint=ending)
         return paths
-    matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  # a pattern may be absolute
+    # Not by Path.glob, because a pattern may be absolute.
+    found = [str(path)] if path.exists() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+    matches = [Path(match) for match in found]
     if not matches:
         raise InputError(f"{name} does not exist", hint=f"{option} takes a file, a folder or a pattern in quotes")
     # Reading a named pipe would wait for its writer.
