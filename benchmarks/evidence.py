@@ -7,6 +7,7 @@
     python benchmarks/evidence.py elsewhere --work work/elsewhere --outside TEXTS --wordnet TEXTS
         (and the options of flickr8k)
     python benchmarks/evidence.py towers --work work/towers --lite2 DIR --resnet50 DIR (and the options of flickr8k)
+    python benchmarks/evidence.py wrong-captions --work work/wrong-captions (and the options of flickr8k, for photos)
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py students --work work/students
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
@@ -46,6 +47,7 @@ import evidence_students
 import evidence_tables
 import evidence_towers
 import evidence_weights
+import evidence_wrong
 from evidence_steps import Step
 from reports import commit, processor, say
 
@@ -66,10 +68,12 @@ PLANS = {
     "students": evidence_students.students,
     "towers": evidence_towers.towers,
     "weights": evidence_weights.weights,
+    "wrong-captions": evidence_wrong.wrong_captions,
 }
 PARTS = {
     "fair": {evidence_fair.TABLE.format(size): evidence_fair.PARTS for size in evidence_fair.SIZES},
     "clip-scenes": dict.fromkeys((evidence_clip.TABLE, evidence_clip.HOLD_OUT), evidence_clip.PARTS),
+    "wrong-captions": dict.fromkeys(evidence_wrong.TABLES, evidence_wrong.PARTS),
 }
 """Differences of rows that a plan reports besides those from the base of a table."""
 
@@ -285,6 +289,10 @@ def main() -> None:
         if args.karpathy is not None:
             evidence_pools.write_inputs(args.karpathy, args.images, args.work)
             evidence_picked.write_photos(args.work)
+    if args.plan == "wrong-captions" and not args.tables_only:
+        evidence_wrong.write_inputs(args.work)
+        if args.karpathy is not None:
+            evidence_wrong.write_photos(args.work)
     workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks, args.results.resolve()), PLANS[args.plan]()
     started = time.perf_counter()
     if unknown := set(args.table) - {step.table for step in steps}:
