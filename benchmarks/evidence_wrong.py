@@ -56,7 +56,7 @@ ALIKE: tuple[tuple[str, ...], ...] = (tuple(scenes.COLORS), scenes.SHAPES, *OPPO
 """Words of which one may stand where another one should."""
 GERMAN = {
     **{"a": "ein", "an": "ein", "the": "der", "there": "da", "is": "ist", "sits": "sitzt", "it": "ihm"},
-    **{"and": "und", "at": "an", "of": "von", "to": "zu", "with": "mit", "directly": "direkt", "straight": "gerade"},
+    **{"and": "und", "at": "bei", "of": "von", "to": "zu", "with": "mit", "directly": "direkt", "straight": "gerade"},
     **{"left": "links", "right": "rechts", "above": "oberhalb", "below": "unterhalb", "over": "über"},
     **{"under": "unter", "upper": "oben", "lower": "unten", "top": "oberen", "bottom": "unteren"},
     **{"small": "klein", "little": "gering", "tiny": "winzig", "large": "groß", "big": "riesig"},
@@ -341,7 +341,7 @@ class Rows:
 
     def main(self) -> Iterator[Step]:
         """One command; the student of the captions, which it begins with; and the skeptic."""
-        yield self._train("", ("--teacher", TEACHER), (f"data/{self.corpus}", "data/scenes"), COMMAND)
+        yield self._train("", ("--teacher", TEACHER), (f"data/{self.corpus}",), COMMAND)
         first = f"{self.run}-rounds/run-0"
         yield self._eval("alone", first, (self.run,), NO_CHECK)
         yield self._scores("skeptic", first, self.proposed)
@@ -359,7 +359,7 @@ class Rows:
         yield self._train("repaired", (*by_last, *ALONE), after, REPAIRED)
         yield self._scores("few", TEACHER, FEW_SCORES)
         yield self._train("checked", ("--cache", few, *FEW_SCORES, *ALONE), (few,), CHECKED)
-        yield self._train("smooth", (*ALONE, *SMOOTHING), (f"data/{self.corpus}", "data/scenes"), SMOOTH)
+        yield self._train("smooth", (*ALONE, *SMOOTHING), (f"data/{self.corpus}",), SMOOTH)
         yield self._train("skeptic-labels", ("--cache", skeptic, *self.proposed, *ALONE), (skeptic,), SKEPTIC_LABELS)
 
     def clean(self) -> Iterator[Step]:
@@ -371,7 +371,7 @@ class Rows:
     def _train(self, name: str, words: tuple[str, ...], after: tuple[str, ...], label: str) -> Step:
         out = f"{self.run}-{name}" if name else self.run
         arguments = (self.student.recipe, "--data", f"data/{self.corpus}", *self.own, *words)
-        return Step(out, "distill", arguments, after, self.table, label, SKEPTIC, TEST)
+        return Step(out, "distill", arguments, (*after, "data/scenes"), self.table, label, SKEPTIC, TEST)
 
     def _eval(self, name: str, run: str, after: tuple[str, ...], label: str) -> Step:
         return Step(f"{self.run}-{name}", "eval", (run, *TEST), after, self.table, label, SKEPTIC)
