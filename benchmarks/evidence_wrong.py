@@ -292,6 +292,9 @@ def wrong_captions() -> list[Step]:
     for corpus in (*(f"shuffled-{share}" for share in SHARES), *KINDS):
         words = ("--jsonl", f"{corpus}.jsonl", "--images", "photos/scenes")
         steps.append(Step(f"data/{corpus}", "prepare", words))
+        # The pairs are random, so all students of a corpus share their scores.
+        scoring = ("--data", f"data/{corpus}", "--teacher", TEACHER, "--recipe", LATE.recipe, *FEW_SCORES)
+        steps.append(Step(f"caches/few-{corpus}", "cache-teacher", scoring, (f"data/{corpus}",)))
     for student in STUDENTS:
         for share in SHARES:
             table = student.table(SHUFFLED.format(share))
@@ -344,20 +347,20 @@ class Rows:
         yield self._train("", ("--teacher", TEACHER), (f"data/{self.corpus}",), COMMAND)
         first = f"{self.run}-rounds/run-0"
         yield self._eval("alone", first, (self.run,), NO_CHECK)
-        yield self._scores("skeptic", first, self.proposed)
-        by_skeptic = ("--cache", f"caches/{self.name}-skeptic", *self.proposed)
-        yield self._train("skeptic", by_skeptic, (f"caches/{self.name}-skeptic",), SKEPTIC)
+        skeptic = f"caches/{self.name}-skeptic"
+        words = ("--data", f"data/{self.corpus}", "--teacher", first, "--recipe", self.student.recipe)
+        yield Step(skeptic, "cache-teacher", (*words, *self.student.settings, *self.proposed), (self.run,))
+        yield self._train("skeptic", ("--cache", skeptic, *self.proposed), (skeptic,), SKEPTIC)
 
     def further(self) -> Iterator[Step]:
         """The parts of that command, one by one."""
         # Where captions are right, the first round may leave nothing to ask, and there is no second one.
         last = 1 if self.corpus == "shuffled-0" else 2
         by_first, by_last = (("--cache", f"{self.run}-rounds/cache-{number}", *self.proposed) for number in (1, last))
-        skeptic, few = f"caches/{self.name}-skeptic", f"caches/{self.name}-few"
-        after = (self.run,)
+        skeptic, after = f"caches/{self.name}-skeptic", (self.run,)
         yield self._train("scores", (*by_first, *EVERY_CAPTION), after, BESIDE)
         yield self._train("repaired", (*by_last, *ALONE), after, REPAIRED)
-        yield self._scores("few", TEACHER, FEW_SCORES)
+        few = f"caches/few-{self.corpus}"
         yield self._train("checked", ("--cache", few, *FEW_SCORES, *ALONE), (few,), CHECKED)
         yield self._train("smooth", (*ALONE, *SMOOTHING), (f"data/{self.corpus}",), SMOOTH)
         yield self._train("skeptic-labels", ("--cache", skeptic, *self.proposed, *ALONE), (skeptic,), SKEPTIC_LABELS)
@@ -375,12 +378,6 @@ class Rows:
 
     def _eval(self, name: str, run: str, after: tuple[str, ...], label: str) -> Step:
         return Step(f"{self.run}-{name}", "eval", (run, *TEST), after, self.table, label, SKEPTIC)
-
-    def _scores(self, name: str, teacher: str, candidates: tuple[str, ...]) -> Step:
-        data = ("--data", f"data/{self.corpus}", "--teacher", teacher, "--recipe", self.student.recipe)
-        after = (f"data/{self.corpus}",) if teacher == TEACHER else (self.run,)
-        words = (*data, *self.student.settings, *candidates)
-        return Step(f"caches/{self.name}-{name}", "cache-teacher", words, after)
 
 
 def _by_dual(share: int, seed: int) -> Iterator[Step]:
