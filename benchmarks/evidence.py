@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import evidence_clip
+import evidence_doubts
 import evidence_fair
 import evidence_flickr8k
 import evidence_forks
@@ -48,6 +49,7 @@ import evidence_tables
 import evidence_towers
 import evidence_weights
 import evidence_wrong
+import wrong_captions
 from evidence_steps import Step
 from reports import commit, processor, say
 
@@ -290,9 +292,9 @@ def main() -> None:
             evidence_pools.write_inputs(args.karpathy, args.images, args.work)
             evidence_picked.write_photos(args.work)
     if args.plan == "wrong-captions" and not args.tables_only:
-        evidence_wrong.write_inputs(args.work)
+        wrong_captions.write_inputs(args.work)
         if args.karpathy is not None:
-            evidence_wrong.write_photos(args.work)
+            wrong_captions.write_photos(args.work)
     workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks, args.results.resolve()), PLANS[args.plan]()
     started = time.perf_counter()
     if unknown := set(args.table) - {step.table for step in steps}:
@@ -311,6 +313,8 @@ def main() -> None:
     sys.stdout.write(evidence_tables.write(steps, workspace.work, workspace.results, PARTS.get(args.plan)))
     if any(step.command == "bench" for step in steps):
         sys.stdout.write(evidence_lead.write(steps, workspace.results))
+    if args.plan == "wrong-captions":
+        sys.stdout.write(evidence_doubts.write(steps, workspace.work, workspace.results))
     say(f"{(time.perf_counter() - started) / 60:.1f} minutes")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

@@ -257,8 +257,8 @@ def test_times_come_last_and_are_published_beside_the_results_of_their_run(evide
 
 @pytest.fixture(scope="module")
 def wrong(evidence):
-    """The plan of wrong captions, which is imported with the others."""
-    return evidence.evidence_wrong
+    """The corpora of the plan `wrong-captions`, whose module is imported with the plans."""
+    return evidence.wrong_captions
 
 
 def a_corpus(num_images: int) -> list[list[str]]:
@@ -392,19 +392,20 @@ def ancestors(step: Any, by_out: dict[str, Any]) -> set[str]:
     return found
 
 
-def test_the_tables_of_wrong_captions_have_every_row_and_their_parts(evidence, wrong):
+def test_the_tables_of_wrong_captions_have_every_row_and_their_parts(evidence):
+    plan = evidence.evidence_wrong
     rows = {}
     for step in evidence.PLANS["wrong-captions"]():
         rows.setdefault((step.table, step.label), []).append(step)
     assert all(len(members) == 3 for (table, _), members in rows.items() if table)
-    labels = {table: {label for each, label in rows if each == table} for table in wrong.TABLES}
-    assert all({wrong.COMMAND, wrong.SKEPTIC, wrong.BESIDE, wrong.NO_CHECK} <= of_table for of_table in labels.values())
-    compared = {part for parts in wrong.PARTS.values() for part in parts}
+    labels = {table: {label for each, label in rows if each == table} for table in plan.TABLES}
+    assert all({plan.COMMAND, plan.SKEPTIC, plan.BESIDE, plan.NO_CHECK} <= of_table for of_table in labels.values())
+    compared = {part for parts in plan.PARTS.values() for part in parts}
     assert compared <= set().union(*labels.values())
-    for title, of_corpus in wrong.EXPECTED.items():
+    for title, of_corpus in plan.EXPECTED.items():
         for corpus, values in of_corpus.items():
-            noise = wrong.KINDS.get(corpus) or wrong.SHUFFLED.format(corpus)
-            expected = {wrong.PHOTOS: wrong.PHOTO_ROWS, wrong.TOWER: wrong.TOWER_ROWS}.get(title, wrong.ROWS)
+            noise = evidence.wrong_captions.KINDS.get(corpus) or plan.SHUFFLED.format(corpus)
+            expected = {plan.PHOTOS: plan.PHOTO_ROWS, plan.TOWER: plan.TOWER_ROWS}.get(title, plan.ROWS)
             assert set(expected) <= labels[f"{title}, {noise}"]
             assert len(values) == len(expected)
 
