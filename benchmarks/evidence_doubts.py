@@ -41,8 +41,8 @@ def write(steps: Sequence[Step], work: Path, results: Path) -> str:
 
 
 def shares_table(steps: Sequence[Step], results: Path) -> str:
-    """For each table: the RSUM of some rows as a share of that of clean captions, by seed. Clean captions are the better
-    one of their two rows, with the same seed."""
+    """For each table, the RSUM of some rows as a share of that of clean captions, seed by seed. Of both rows of clean
+    captions, the better one with the same seed counts."""
     rsum: dict[tuple[str, str, int], float] = {}
     for step in steps:
         if step.table and (results / step.short / "result.json").exists():

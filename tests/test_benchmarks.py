@@ -410,6 +410,43 @@ def test_the_tables_of_wrong_captions_have_every_row_and_their_parts(evidence):
             assert len(values) == len(expected)
 
 
+def test_shares_are_of_the_better_row_of_clean_captions_of_the_same_seed(evidence, tmp_path):
+    plan = evidence.evidence_wrong
+    rsum = {"": 297, "-alone": 200, "-clean": 250, "-clean-taught": 300}
+    for suffix, value in rsum.items():
+        write_published(tmp_path, f"late-shuffled-40-0{suffix}", result=a_result(50, value))
+        write_published(tmp_path, f"late-shuffled-40-2{suffix}", result=a_result(50, 200 if suffix else 100))
+    table = evidence.evidence_doubts.shares_table(evidence.PLANS["wrong-captions"](), tmp_path)
+    shown = dict(zip(evidence.evidence_doubts.SHOWN, table.splitlines()[2].split(" | ")[1:], strict=True))
+    assert shown[plan.COMMAND] == "99.0, 50.0 |"
+    assert shown[plan.NO_CHECK] == "66.7, 100.0"
+    assert shown[plan.SKEPTIC] == ""
+
+
+def test_doubts_are_counted_over_all_seeds(evidence):
+    seed = {"captions": 50, "wrong": 20, "doubted": 10, "doubted_wrong": 10, "picks": 4, "right_picks": 1}
+    other = {**seed, "doubted": 30, "doubted_wrong": 20, "picks": 0, "right_picks": 0}
+    rows = evidence.evidence_doubts.doubts_table({"a corpus, seed 0": seed, "a corpus, seed 1": other})
+    assert rows.splitlines()[2:] == ["| a corpus | 20 | 20 | 75.0 % | 75.0 % | 2 | 25.0 % |"]
+
+
+def test_parts_of_more_tables_than_parts_are_a_row_for_each_table(evidence):
+    interval = {"difference": {"rsum": {"value": 4.0, "interval": [1.0, 7.0]}}}
+    parts = {"gain": ("b", "a"), "loss": ("c", "a")}
+    tables = {"one": parts, "two": parts, "three": parts}
+    compared = {"one / gain": interval, "three / loss": interval}
+    difference = "+4.0 (+1.0 to +7.0)"
+    rows = evidence.evidence_tables._parts_table(tables, compared).splitlines()[2:]
+    assert rows == [
+        "|  | gain | loss |",
+        "| --- | --- | --- |",
+        f"| one | {difference} |  |",
+        f"| three |  | {difference} |",
+    ]
+    few = evidence.evidence_tables._parts_table({"one": tables["one"]}, compared).splitlines()[2:]
+    assert few == ["|  | one |", "| --- | --- |", f"| gain | {difference} |", "| loss |  |"]
+
+
 def values_of(flag: str, words: tuple[str, ...]) -> list[str]:
     """The words behind each occurrence of a flag."""
     return [value for word, value in pairwise(words) if word == flag]
