@@ -353,6 +353,8 @@ def test_a_teacher_reads_its_own_pixels_or_its_own_features(duals, embedded, cor
     run = training.train_model(job, InputRefs(data=corpus.folder, teachers=teachers), options=options, say=lines.append)
     assert lines == [
         "102 of 160 captions are cut to 24 word pieces (model.max_text_len)",
+        "captions are checked, and every one counts: by 3,967 scores with other images, right captions cannot be told "
+        "from wrong ones",
         "the dual teacher scores every pair, so batches are drawn as without a teacher",
     ]
     assert [plan["features"] for plan in run.facts()["inputs"]["teachers"]] == ["float16", None]

@@ -255,7 +255,7 @@ def test_a_dry_run_gives_the_numbers_of_run_json_and_writes_and_loads_nothing(
     lines: list[str] = []
     run = training.train_model(job, inputs, options=OPTIONS, say=lines.append)
     facts = run.facts()
-    assert preview.measured() == {"different_negatives": facts["different_negatives"]}
+    assert preview.measured() == {name: facts[name] for name in ("different_negatives", "captions")}
     assert facts["different_negatives"]["per_image"]["candidates"] == 30
     assert facts["inputs"].items() >= preview.inputs().items()
     assert (preview.num_steps, preview.batches_per_epoch, run.metrics()[-1]["step"]) == (4, 16, 3)

@@ -384,6 +384,8 @@ def test_a_run_says_in_what_its_cache_differs_and_how_much_of_a_batch_it_covers(
         *differences,
         "the cache covers 100% of the queries of a batch with a negative or more, and has scores of 100.0% of the "
         "negatives of a batch",
+        "captions are checked, and every one counts: by 1,120 scores with other images, right captions cannot be told "
+        "from wrong ones",
     ]
     assert run.facts()["inputs"]["different_candidates"] == differences
     assert (run.facts()["inputs"]["covered_queries"], run.facts()["inputs"]["scored_share"]) == (1.0, 1.0)
@@ -396,7 +398,7 @@ def test_a_run_whose_cache_is_its_recipes_says_no_difference_and_lists_their_que
     run = distill(inputs, tmp_path / "run", *sets, say=lines.append)
     found = "the captions with batch.random_negatives = 7 candidates"
     assert lines[0] == f"the cache covers 100% of {found}, and has scores of 100.0% of the negatives of a batch"
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert "different_candidates" not in run.facts()["inputs"]
     assert (run.facts()["inputs"]["covered_queries"], run.metrics()[0]["scored"]) == (1.0, 1.0)
 
@@ -416,7 +418,7 @@ def test_a_cache_that_covers_too_little_of_a_batch_or_too_few_queries_is_refused
     # Not the cache of the recipe's own candidates, which may have taken hours: the training says what it lacks.
     lines: list[str] = []
     distill(given, tmp_path / "own", *everything, *own, say=lines.append)
-    assert re.fullmatch(r"warning: the teacher teaches nothing about [78]\d% of the queries: let it .*", lines[1])
+    assert re.fullmatch(r"warning: the teacher teaches nothing about [78]\d% of the queries: let it .*", lines[2])
     # With a margin, candidates are removed after they are scored, and lists become short.
     scores = inputs_of(corpus, teacher, tmp_path / "margin", CandidateConfig(per_query=6, relative_margin=0.0))
     lists = [

@@ -34,6 +34,7 @@ from dcdctl.core.training.losses import weights
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import (
     BatchConfig,
+    CaptionsConfig,
     DualConfig,
     FusionConfig,
     LateConfig,
@@ -60,6 +61,7 @@ TABLES: dict[str, tuple[Any, list[str]]] = {
     "model. of query": (QueryConfig, QUERY),
     "loss.": (LossConfig, TINY_DUAL),
     "batch.": (BatchConfig, LISTS),
+    "captions.": (CaptionsConfig, TINY_DUAL),
     "pool.": (PoolConfig, TINY_DUAL),
     "stream.": (StreamConfig, TINY_DUAL),
     "optimizer.": (OptimizerConfig, TINY_DUAL),

@@ -108,7 +108,10 @@ def _preview_rounds(plan: StudyPlan, first: Preview | None) -> Document:
     distillation."""
     if first is None or first.most_pairs is None:
         return {}
-    return {"most_pairs": first.most_pairs, **({"rounds": first.rounds} if plan.in_rounds else {})}
+    if plan.in_rounds:
+        return {"most_pairs": first.most_pairs, "rounds": first.rounds}
+    # All trainings share the cache of one round.
+    return {"most_pairs": first.most_pairs // first.rounds}
 
 
 def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:

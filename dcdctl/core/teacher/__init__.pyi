@@ -11,6 +11,7 @@ from .candidates import (
     most_pairs,
     most_per_query,
 )
+from .checked import CheckedCaptions, check_captions
 from .embedded import (
     EmbeddedScores,
     EmbeddedTeacher,
@@ -45,6 +46,7 @@ __all__ = [
     "CandidateConfig",
     "Candidates",
     "CaptionPicks",
+    "CheckedCaptions",
     "EmbeddedScores",
     "EmbeddedTeacher",
     "EmbeddedTeachers",
@@ -64,6 +66,7 @@ __all__ = [
     "cache_scores",
     "cache_texts",
     "check_candidates",
+    "check_captions",
     "check_embedding",
     "check_recheck",
     "command_to_compare",

@@ -41,7 +41,7 @@ class Picks(NamedTuple):
         """The images of the sure picks, whose scores are above a threshold, T; NO_PICK for the others."""
         return np.where(self.score_T > threshold, self.image_T, NO_PICK)
 
-    def at(self, where_T: Flags) -> Picks:
+    def at(self, where_T: Flags | Indices) -> Picks:
         """Those of some of the texts."""
         return Picks(self.image_T[where_T], self.score_T[where_T], self.second_T[where_T], self.num_scored_T[where_T])
 
@@ -77,8 +77,10 @@ class NoPicks:
         return f"pool.pseudo_positive_above is auto: no pick, because {self.reason}"
 
 
-def find_picks(scores: TeacherScores, corpus: Corpus) -> Picks:
-    """The best scored image of each text; of equal scores, the image that comes first."""
+def find_picks(scores: TeacherScores, corpus: Corpus, texts: Indices | None = None) -> Picks:
+    """The best scored image of each text, or of some texts; of equal scores, the image that comes first."""
+    if texts is not None and scores.scored_pairs is not None:
+        return find_picks(scores, corpus).at(texts)
     image_T = np.full(corpus.num_captions, NO_PICK)
     score_T, second_T = (np.full(corpus.num_captions, -np.inf) for _ in range(2))
     if (scored := scores.scored_pairs) is not None:
@@ -91,13 +93,15 @@ def find_picks(scores: TeacherScores, corpus: Corpus) -> Picks:
         second_T[texts[has_second]] = score_P[order][first[has_second] + 1]
         return Picks(image_T, score_T, second_T, np.bincount(text_P, minlength=corpus.num_captions))
     images = np.arange(corpus.num_images)[:, None]
-    for start in range(0, corpus.num_captions, TEXTS_AT_ONCE):
-        texts = np.arange(start, min(start + TEXTS_AT_ONCE, corpus.num_captions))
-        score_IT = scores.lookup(images, texts[None])
-        image_T[texts], score_T[texts] = score_IT.argmax(axis=0), score_IT.max(axis=0)
+    looked_up = np.arange(corpus.num_captions) if texts is None else texts
+    for start in range(0, len(looked_up), TEXTS_AT_ONCE):
+        some = looked_up[start : start + TEXTS_AT_ONCE]
+        score_IT = scores.lookup(images, some[None])
+        image_T[some], score_T[some] = score_IT.argmax(axis=0), score_IT.max(axis=0)
         if len(images) > 1:
-            second_T[texts] = np.partition(score_IT, -2, axis=0)[-2]
-    return Picks(image_T, score_T, second_T, np.full(corpus.num_captions, len(images)))
+            second_T[some] = np.partition(score_IT, -2, axis=0)[-2]
+    picks = Picks(image_T, score_T, second_T, np.full(corpus.num_captions, len(images)))
+    return picks if texts is None else picks.at(texts)
 
 
 def find_threshold(picks: Picks, precision: float, captions: CaptionPicks | None = None) -> Threshold | NoPicks:
@@ -119,7 +123,7 @@ def find_threshold(picks: Picks, precision: float, captions: CaptionPicks | None
     # Each different score, so that tied picks are taken together.
     score_N = np.unique(best_T)[::-1]
     best_N = _at_least(_num_from(score_N, best_T), num_texts)
-    wrong_N = _wrong_by_seconds(best_N, _at_most(_num_from(score_N, second_T), num_texts))
+    wrong_N = _wrong_by_seconds(best_N, at_most(_num_from(score_N, second_T), num_texts))
     known = "the best two scores of each text"
     if captions is not None:
         wrong_N = np.maximum(wrong_N, _wrong_by_captions(score_N, captions, float(num_scored_T.mean())))
@@ -166,7 +170,7 @@ def _wrong_by_captions(score_N: Values, captions: CaptionPicks, num_scored: floa
     an image that is not its own. One of more images of a text, `num_scored` in the mean, more often lies above."""
     image_C, score_C, second_C, num_scored_C = captions.picks
     wrong_C = np.where(image_C == captions.own_image_C, second_C, score_C)
-    wrong_N = _at_most(_num_from(score_N, wrong_C), len(wrong_C))
+    wrong_N = at_most(_num_from(score_N, wrong_C), len(wrong_C))
     return 1 - (1 - wrong_N) ** max(num_scored / max(num_scored_C.mean() - 1, 1), 1)
 
 
@@ -181,6 +185,6 @@ def _at_least(num_N: Indices, total: int) -> Values:
     return np.maximum(np.sqrt(num_N) - BOUND / 2 * np.sqrt(1 - num_N / total), 0) ** 2 / total
 
 
-def _at_most(num_N: Indices, total: int) -> Values:
+def at_most(num_N: Indices, total: int) -> Values:
     """The upper bound of the shares of which these are counts: 2.3 of `total` where none was seen."""
     return np.minimum((np.sqrt(num_N + 1) + BOUND / 2) ** 2 / total, 1)

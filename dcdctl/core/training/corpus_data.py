@@ -170,6 +170,9 @@ class CorpusData:
     def _lines(self, settled: Settled) -> Iterator[str]:
         """What the user should know of what was measured; ConfigError if the caches cover too little of the pool."""
         preview = settled.preview
+        if self.plan.job.rounds:
+            # The candidates are those that the rounds made.
+            preview = replace(preview, differences=())
         yield from preview.lines()
         yield from preview.warnings()
         if preview.coverage is not None:
@@ -187,7 +190,7 @@ class CorpusData:
         if isinstance(above, int | float):
             for pairs in settled.pairs:
                 if pairs.scores is not None:
-                    yield picks_line(pairs.corpus, pairs.scores, above)
+                    yield picks_line(pairs.corpus, pairs.scores, above, settled.checked)
         if settled.temperature is not None:
             yield f"loss.temperature is auto: {settled.temperature:g} for these scores"
 
@@ -256,6 +259,12 @@ def _check_parts(plan: TrainingPlan, corpora: Sequence[Corpus], cached: Sequence
                     f"{shown(corpus.folder)} ({corpus.split}) {what}",
                     hint="--data names captioned images and --pool a pool; a pool alone is named by --data",
                 )
+    is_limit = isinstance(plan.recipe.captions.checked, int | float)
+    if is_limit and (corpora[0].is_pool or (cached[0] is None and not plan.use.scores_batches)):
+        raise ConfigError(
+            f"captions.checked is {plan.recipe.captions.checked:g}, and no captions have scores of a teacher",
+            hint="leave it out, or name a cache of captioned images with --cache",
+        )
     last, scores = corpora[-1], cached[len(corpora) - 1]
     if last.is_pool:
         _check_pool(plan, last, is_alone=len(corpora) == 1, has_cache=scores is not None)

@@ -18,7 +18,7 @@ from dcdctl.core import progress
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Direction, counted_corpus
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.teacher import START, CacheJob, TeacherCache, fewest_pairs, most_per_query
+from dcdctl.core.teacher import START, CacheJob, CheckedCaptions, TeacherCache, fewest_pairs, most_per_query
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.step_pairs import Coverage, StepPairs
 from dcdctl.core.training.recipe import Recipe
@@ -111,6 +111,8 @@ class Preview:
     """Whether lists are drawn from the candidates of a cache."""
     coverage: Coverage | None = None
     """None without a cache, and for a loss without a teacher."""
+    checked: CheckedCaptions | None = None
+    """Which captions count, if scores tell."""
     dual_teachers: DualTeachers = "none"
     negatives: Mapping[Direction, DifferentNegatives] = field(default_factory=dict)
     """Empty where they are not counted."""
@@ -164,6 +166,8 @@ class Preview:
             yield f"{progress.counted(self.rounds, 'rounds')}, each with a training such as this; {asked}"
         if self.coverage is not None:
             yield f"the cache covers {self.coverage}"
+        if self.checked is not None:
+            yield str(self.checked)
         if self.dual_teachers != "none":
             yield "the dual teacher scores every pair, so batches are drawn as without a teacher"
         if self.negatives:
@@ -198,9 +202,11 @@ class Preview:
         return table
 
     def measured(self) -> dict[str, Any]:
-        """The adapted fields and the counts of different negatives, for run.json; not compared when a run resumes."""
+        """The adapted fields, the counts of different negatives and which captions count, for run.json; not compared
+        when a run resumes."""
         counts = {f"per_{direction.query}": asdict(count) for direction, count in self.negatives.items()}
-        more = {"adapted": dict(self.adapted), "different_negatives": counts}
+        checked = {} if self.checked is None else self.checked.to_json()
+        more = {"adapted": dict(self.adapted), "different_negatives": counts, "captions": checked}
         return {name: value for name, value in more.items() if value}
 
     def to_json(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@
     OUT-rounds/cache-N          the cache of round N, which extends the one before
     OUT-rounds/run-N            its student; the last round's is the run itself, OUT
 
+On captioned images there is a second round only for captions that the teacher doubts and has no other image for.
 The first round has the candidates of the recipe, with candidates.model start those of run-0, or of the student's start
 where there are no captions. Each further one has what the student of the round before finds, or with candidates.kind
 blocks the blocks of images and texts that are near for it; a killed training resumes in the round where it was.
@@ -79,6 +80,8 @@ class Rounds:
     """The captioned images beside the pool, whose scores tell how often a pick is right."""
     max_pairs_of_captions: int = 0
     """Those of `max_pairs` that are theirs."""
+    learns_from_picks: bool = False
+    """Whether texts whose pick is sure are not asked about again."""
 
 
 def train_in_rounds(
@@ -132,7 +135,7 @@ def train_in_rounds(
         say(f"round {number} of {rounds.count}: {cache.num_pairs:,} pairs have a score")
         of_round = job if number == rounds.count else _job_of_proposer(job, recipe, number)
         scored = replace(learned, caches=[cache.folder, *learned.caches])
-        if recipe.pool.pseudo_positive_above is not None:
+        if rounds.learns_from_picks:
             picks = count_picks(load_recipe(of_round.recipe, of_round.sets), scored)
         proposals, new = most_pairs(pool, candidates, num_texts=asked), cache.num_pairs - num_pairs
         done.append({"texts": asked, "proposals": proposals, "scored": new, **picks.to_json()})
@@ -240,6 +243,8 @@ def sets_of_own_loss(recipe: Recipe) -> tuple[str, ...]:
         "loss.temperature=1.0",
         f"loss.alpha={LossConfig.alpha}",
         "loss.weight_group=none",
+        # A teacher that tells which captions count teaches, too.
+        "captions.checked=none",
     )
 
 
@@ -307,7 +312,11 @@ def _round_of_captions(inputs: InputRefs, recipe: Recipe) -> Rounds | None:
             f"candidates.model is start and pool.rounds is not set, and {name} is a pool, which the teacher must score",
             hint="set pool.rounds, such as 2",
         )
-    return Rounds(count=1, max_pairs=None, place=place, starts_with_captions=True)
+    # The second round is for captions that the teacher doubts.
+    can_doubt = recipe.captions.checked is not None and bool(recipe.loss.with_positive)
+    return Rounds(
+        count=1 + can_doubt, max_pairs=None, place=place, starts_with_captions=True, learns_from_picks=can_doubt
+    )
 
 
 def _rounds_of_pool(inputs: InputRefs, recipe: Recipe, count: int) -> Rounds | None:
@@ -351,6 +360,7 @@ def _rounds_of_pool(inputs: InputRefs, recipe: Recipe, count: int) -> Rounds | N
         max_pairs=recipe.pool.max_pairs,
         place=place,
         starts_with_captions=has_captions and recipe.candidates.model == START,
+        learns_from_picks=recipe.pool.pseudo_positive_above is not None,
     )
     if not has_captions:
         return rounds

@@ -7,10 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Indices
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import (
     Candidates,
+    CheckedCaptions,
     FalseNegativeFilter,
     NoPicks,
     TeacherCache,
@@ -26,7 +27,7 @@ from dcdctl.core.training.batches.pool import PickedPairs, PoolLists, PoolPairs
 from dcdctl.core.training.batches.step_pairs import StepPairs
 from dcdctl.core.training.coverage import DualTeachers, Preview, measure_preview
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.picking import check_teaches, choose_threshold, picked_images, with_number
+from dcdctl.core.training.picking import check_of, check_teaches, choose_threshold, picked_images, with_number
 from dcdctl.core.training.recipe import Recipe
 
 
@@ -62,6 +63,8 @@ class Settled:
     preview: Preview
     temperature: float | None
     """What `loss.temperature` auto stood for; None if the recipe has a number."""
+    checked: CheckedCaptions | None
+    """Which captions count; None if all do unchecked, and before dual teachers are loaded."""
     threshold: Threshold | NoPicks | None
     """What `pool.pseudo_positive_above` auto stood for; None if the recipe has a number, and before dual teachers are
     loaded."""
@@ -82,21 +85,26 @@ def settle(
     """
     corpora = [part.corpus for part in parts]
     temperature = threshold = None
+    checked = check_of(recipe, corpora[0], scores[0])
     if recipe.loss.temperature == "auto":
         # From the cached scores alone, so that a preview shows it without a model.
         temperature = _auto_temperature([part.cached for part in parts])
         recipe = replace(recipe, loss=replace(recipe.loss, temperature=temperature))
     # Dual teachers that are not loaded yet choose no batch: they choose among the drawn negatives.
     if dual_teachers != "unread":
-        threshold = choose_threshold(recipe, corpora, scores)
+        threshold = choose_threshold(recipe, corpora, scores, checked)
         check_teaches(recipe, threshold, parts[-1].caches)
         recipe = with_number(recipe, threshold)
+    image_T = checked.image_C if checked is not None and checked.num_doubted else None
     pairs = []
     for part, of_part in zip(parts, scores, strict=True):
-        pairs.append(choose_pairs(part.corpus, recipe, of_part, part.false_negatives))
+        owner_T = None if part.corpus.is_pool else image_T
+        pairs.append(choose_pairs(part.corpus, recipe, of_part, part.false_negatives, image_T=owner_T))
     recipe, adapted = _fitted(asked, recipe, pairs)
     preview = measure_preview(recipe, parts[0].caches, pairs[0], dual_teachers=dual_teachers, temperature=temperature)
-    preview = replace(preview, adapted=adapted, pool_images=sum(pool.size_of_step[0] for pool in pairs[1:]))
+    preview = replace(
+        preview, adapted=adapted, checked=checked, pool_images=sum(pool.size_of_step[0] for pool in pairs[1:])
+    )
     has_scores = parts[0].cached is not None or dual_teachers != "none"
     return Settled(
         recipe=recipe,
@@ -104,6 +112,7 @@ def settle(
         objective=make_objective(recipe, corpora, has_scores=has_scores),
         preview=preview,
         temperature=temperature,
+        checked=checked,
         threshold=threshold,
     )
 
@@ -151,12 +160,15 @@ def choose_pairs(
     scores: TeacherScores | None,
     false_negatives: FalseNegativeFilter,
     mined: Candidates | None = None,
+    image_T: Indices | None = None,
 ) -> StepPairs:
-    """Which pairs each step of a recipe sees. Negatives of lists without scores are `mined`, or random.
+    """Which pairs each step of a recipe sees. Negatives of lists without scores are `mined`, or random. `image_T` is
+    the image that each caption counts for, if the corpus is not to say it.
 
     ConfigError for a step that does not fit into memory.
     """
-    pairs = _pairs_of(corpus, recipe, scores, false_negatives, mined)
+    matches = false_negatives if image_T is None else false_negatives.with_owners(image_T)
+    pairs = _pairs_of(corpus, recipe, scores, matches, mined, image_T)
     pairs.check_memory()
     return pairs
 
@@ -167,6 +179,7 @@ def _pairs_of(
     scores: TeacherScores | None,
     false_negatives: FalseNegativeFilter,
     mined: Candidates | None,
+    image_T: Indices | None,
 ) -> StepPairs:
     if corpus.is_pool:
         threshold = recipe.pool.pseudo_positive_above
@@ -179,5 +192,5 @@ def _pairs_of(
         kind = PoolLists if recipe.loss.on_lists else PoolPairs
         return kind(corpus, recipe, scores, false_negative_filter(corpus, None))
     if recipe.loss.on_lists:
-        return CandidateLists(corpus, recipe, scores, false_negatives, mined=mined)
-    return AllPairs(corpus, recipe, scores, false_negatives)
+        return CandidateLists(corpus, recipe, scores, false_negatives, image_T=image_T, mined=mined)
+    return AllPairs(corpus, recipe, scores, false_negatives, image_T=image_T)

@@ -91,24 +91,16 @@ class AllPairs(PairGrid):
     """Images with one caption each, all pairs of which are candidates.
 
     With a cache, a batch is a neighborhood of it: images that share scored pairs come together, so the hard candidates
-    of one query are the positives of others. `image_T` pairs texts of a pool with images, -1 for none; images without a
-    text have no place in the batches.
+    of one query are the positives of others. Images without a text have no place in the batches.
     """
 
     counted, hint = "with a negative or more", "batch.size to candidates.block_size"
 
-    image_T: Indices | None = None
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        corpus = self.corpus
-        owner_T = corpus.caption_image if self.image_T is None else self.image_T
-        texts = np.flatnonzero(owner_T >= 0)
-        self._texts_of = RaggedArray.from_pairs(owner_T[texts], texts, corpus.num_images)
-        self._has_text_I = self._texts_of.lengths > 0
-        self._sums = (
-            None if self.weight_T is None else np.concatenate([[0], self.weight_T[self._texts_of.values].cumsum()])
-        )
+        texts_of = self.texts_of_image
+        self._has_text_I = texts_of.lengths > 0
+        self._sums = None if self.weight_T is None else np.concatenate([[0], self.weight_T[texts_of.values].cumsum()])
         num_images = int(self._has_text_I.sum())
         if num_images < 2:
             way = "prepare more images" if self.image_T is None else "set pool.pseudo_positive_above lower"
@@ -117,7 +109,7 @@ class AllPairs(PairGrid):
         self.config = fit_size(self.recipe.batch, num_images)
         self.batches_per_epoch = float(num_images // self.config.size)
         # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
-        self._neighbors = None if self.scores is None else find_neighbors(self.scores, owner_T, corpus.num_images)
+        self._neighbors = None if self.scores is None else find_neighbors(self.scores, self.owner_T, len(texts_of))
 
     @property
     def size_of_step(self) -> tuple[int, int]:
@@ -125,7 +117,7 @@ class AllPairs(PairGrid):
 
     def _pairs(self, step: int) -> tuple[Indices, Indices]:
         image_Q = np.sort(self._batch(step))
-        texts_of, rng = self._texts_of, self._rng(1, step)
+        texts_of, rng = self.texts_of_image, self._rng(1, step)
         first_Q, end_Q = texts_of.offsets[image_Q], texts_of.offsets[image_Q + 1]
         if self._sums is None:
             chosen_Q = first_Q + rng.integers(end_Q - first_Q)

@@ -91,12 +91,12 @@ class CandidateLists(Lists):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._candidates = None if self.scores is None else self.scores.candidates
-        if self._candidates is not None and self.false_negatives.knows_duplicates:
-            # The cache may have been made without looking for duplicate images.
+        if self._candidates is not None and (self.false_negatives.knows_duplicates or self.image_T is not None):
+            # The cache may have been made without looking for duplicate images, and knows no picks.
             self._candidates = self._candidates.where(lambda image, text: ~self._is_match(image, text))
         if self._candidates is None:
             self.config = self.recipe.batch
-            self._captions = np.arange(self.corpus.num_captions)
+            self._captions = np.flatnonzero(self.owner_T >= 0)
         else:
             fewest_T = self._fewest_candidates(self._candidates)
             self.config = fit_lists(self.recipe.batch, fewest_T, self.corpus.num_images)
@@ -117,11 +117,12 @@ class CandidateLists(Lists):
     def _fewest_candidates(self, candidates: Candidates) -> Indices:
         """How many candidates each caption has, or its image if that has fewer, over the directions of the recipe."""
         counts = {
-            Direction.TEXT: candidates.texts_of_image.lengths[self.corpus.caption_image],
+            Direction.TEXT: candidates.texts_of_image.lengths[self.owner_T],
             Direction.IMAGE: candidates.images_of_text.lengths,
         }
         fewest_T: Indices = np.min([counts[direction] for direction in self.recipe.batch.directions], axis=0)
-        return fewest_T
+        # A caption that counts for no image has no list.
+        return np.where(self.owner_T >= 0, fewest_T, 0)
 
     def _with_enough(self, fewest_T: Indices) -> Indices:
         """The captions with enough candidates."""
@@ -138,7 +139,7 @@ class CandidateLists(Lists):
 
     def queries(self, direction: Direction) -> Indices:
         """The images (text retrieval) or the captions that lists are made for, ascending."""
-        return np.unique(self.corpus.caption_image[self._captions]) if direction == Direction.TEXT else self._captions
+        return np.unique(self.owner_T[self._captions]) if direction == Direction.TEXT else self._captions
 
     def num_candidates(self, direction: Direction, query: int) -> int:
         """How many candidates a query's negatives are drawn from: those of the cache or, without one, the captions or
@@ -146,13 +147,13 @@ class CandidateLists(Lists):
         if self._candidates is not None:
             return len(self._candidates.lists(direction)[query])
         if direction == Direction.TEXT:
-            return self.corpus.num_captions - len(self.corpus.captions_of(query))
+            return self.corpus.num_captions - len(self.texts_of_image[query])
         return self.corpus.num_images - 1
 
     def samples_of(self, direction: Direction, queries: Indices, num_lists: int) -> Indices:
         """The numbers of all lists that these queries have among so many of a training, ascending."""
         directions = self.config.directions
-        query_T = self.corpus.caption_image if direction == Direction.TEXT else np.arange(self.corpus.num_captions)
+        query_T = self.owner_T if direction == Direction.TEXT else np.arange(self.corpus.num_captions)
         is_counted_T = np.isin(query_T, queries)
         per_epoch = len(self._captions)
         samples = []
@@ -169,7 +170,7 @@ class CandidateLists(Lists):
     def _draw(self, direction: Direction, sample: int) -> tuple[int, Indices]:
         epoch, position = divmod(sample, len(self._captions))
         text = int(self._order(epoch)[position])
-        query, own = direction.query_first(int(self.corpus.caption_image[text]), text)
+        query, own = direction.query_first(int(self.owner_T[text]), text)
         return query, np.concatenate([[own], self._negatives(self._rng(1, sample), direction, query)])
 
     def _order(self, epoch: int) -> Indices:
@@ -191,13 +192,13 @@ class CandidateLists(Lists):
         if self._candidates is not None:
             # Distinct, as cached candidates are; the released code draws from all captions, with replacement.
             return rng.choice(self._candidates.lists(direction)[query], count, replace=False)
-        owner_T = self.corpus.caption_image
+        owner_T = self.owner_T
         text_class = self.false_negatives.text_class
         is_positive: Callable[[int], bool]
         class_of: Callable[[int], int]
         if direction == Direction.TEXT:
             duplicates = self.false_negatives.duplicates_of(query)
-            classes = set(text_class[list(self.corpus.captions_of(query))].tolist())
+            classes = set(text_class[self.texts_of_image[query]].tolist())
 
             def is_positive_text(text: int) -> bool:
                 return int(text_class[text]) in classes or int(owner_T[text]) in duplicates

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dcdctl.core import distributed, machine
-from dcdctl.core.data import Corpus, Flags, Indices, Scores
+from dcdctl.core.data import Corpus, Flags, Indices, RaggedArray, Scores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Reader, Source
@@ -113,15 +114,25 @@ class StepPairs(ABC):
     scores: TeacherScores | None
     """None where the loss has no teacher, or before dual teachers are loaded."""
     false_negatives: FalseNegativeFilter
+    """Of the images in `image_T`, if there are some."""
+    image_T: Indices | None = field(default=None, kw_only=True)
+    """The image that each text counts for, -1 for none: in a pool the picks of a teacher. None: the corpus says it."""
     config: BatchConfig = field(init=False)
     """That of the recipe, or what fits the data (`adapted`)."""
     batches_per_epoch: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.seed = self.recipe.seed
+        self.owner_T = self.corpus.caption_image if self.image_T is None else self.image_T
         # Captions are drawn in proportion to their weights; None if all are equal.
         self.weight_T = self.corpus.caption_weights
         self._epoch = -1
+
+    @cached_property
+    def texts_of_image(self) -> RaggedArray:
+        """The texts that count for each image."""
+        texts = np.flatnonzero(self.owner_T >= 0)
+        return RaggedArray.from_pairs(self.owner_T[texts], texts, self.corpus.num_images)
 
     @property
     def adapted(self) -> dict[str, int]:

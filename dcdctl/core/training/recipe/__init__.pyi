@@ -11,6 +11,7 @@ from .model_config import (
 from .packaged import RecipeEntry, check_recipe_name, list_recipes
 from .recipe import (
     BatchConfig,
+    CaptionsConfig,
     OptimizerConfig,
     PoolConfig,
     Recipe,
@@ -23,6 +24,7 @@ from .toml import recipe_text
 __all__ = [
     "LORA",
     "BatchConfig",
+    "CaptionsConfig",
     "DualConfig",
     "FusionConfig",
     "ImageTextConfig",

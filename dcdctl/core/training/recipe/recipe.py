@@ -1,8 +1,9 @@
 """A recipe: one experiment, with everything that can change a number, in one TOML file.
 
 Its tables are `[candidates]` (the pairs that the teacher scores), `[teachers]`, `[model]` (what is trained), `[loss]`,
-`[batch]`, `[pool]`, `[stream]` (the order of a training on shards), `[optimizer]` and `[validation]`. Every field has
-a default, every key can be set on the command line (`--set loss.alpha=0.5`), and run.json stores the resolved recipe.
+`[batch]`, `[captions]` (which of them count), `[pool]`, `[stream]` (the order of a training on shards), `[optimizer]`
+and `[validation]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and
+run.json stores the resolved recipe.
 """
 
 from __future__ import annotations
@@ -72,6 +73,19 @@ class BatchConfig:
         if loss.on_lists and loss.needs_teacher and self.hard_negatives > self.random_negatives:
             counts = f"{self.hard_negatives} of {self.random_negatives}"
             raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {counts}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionsConfig:
+    """The `[captions]` table: which captions of a corpus count."""
+
+    checked: Logit | Literal["auto"] | None = "auto"
+    """With a teacher's scores: a caption counts only if its score with its own image is above this. The others count
+    for the image that the teacher picks for them, if such picks can be expected to be right. auto: found from the
+    scores with own and with other images; every caption counts if these tell nothing. Unset: every caption counts."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self, "captions")
 
 
 _AUTO_PICKS = OnlyIf(lambda pool: pool.pseudo_positive_above == "auto", "pool.pseudo_positive_above auto")
@@ -204,6 +218,7 @@ class Recipe:
     model: Annotated[ModelConfig, OneOf("kind")] = field(default_factory=FusionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -1,0 +1,194 @@
+"""Captions that a teacher doubts: the score of a caption with its own image is no higher than those with other images.
+
+Noisy correspondence is the field's name for captions of which some are wrong. Shape letters: C captions, P scored pairs
+of a caption with an image that is not its own, N limits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from dcdctl.core.data import Corpus, Flags, Indices, Values
+from dcdctl.core.teacher.picks import NO_PICK, CaptionPicks, Threshold, at_most, find_picks, find_threshold
+from dcdctl.core.teacher.scores import TeacherScores
+
+FEWEST_SCORED = 100
+"""Scores of own images, and of other ones, below which no share of wrong captions can be estimated."""
+NUM_DRAWN = 4096
+"""Other pairs that are drawn where a teacher scores every pair."""
+LOW = (0.25, 0.5, 0.75)
+"""Where the scores with other images are cut: below such a score lie this share of the wrong captions, and few of the
+right ones."""
+COST = 2.0
+"""Right captions that a limit may lose to remove one that is wrong and loses its images, too: a wrong caption teaches
+about two images what is not so."""
+PRECISION = 0.8
+"""Share of the kept captions that must be expected to be right, at least, and of the picks of the doubted ones; as
+`pool.precision`."""
+FEWEST_RIGHT = 0.1
+"""Share of the captions that must be kept and right: the few highest of scores that tell nothing lie above all others
+by luck."""
+NUM_EXAMPLES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The score with its own image that a caption must exceed to count, and why."""
+
+    value: float
+    """Minus infinity where every caption counts."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CheckedCaptions:
+    """The captions that a teacher doubts, and the images that it picks for them."""
+
+    limit: Limit
+    own_C: Values
+    """The score of each caption with its own image; NaN without one, and then it counts."""
+    is_doubted_C: Flags
+    image_C: Indices
+    """The image that each caption counts for: its own, for a doubted one the sure pick, or NO_PICK."""
+    picked_above: float | None
+    """The score above which the pick of a doubted caption is sure; None if none is."""
+    examples: tuple[dict[str, Any], ...]
+    """The lowest own scores first."""
+
+    @property
+    def num_doubted(self) -> int:
+        return int(self.is_doubted_C.sum())
+
+    @property
+    def num_picked(self) -> int:
+        """The doubted captions with a sure pick, mostly another image, for which they count."""
+        return int((self.image_C[self.is_doubted_C] != NO_PICK).sum())
+
+    @property
+    def sure_above(self) -> float:
+        """A score above which a caption needs no further images: it is right, or has a sure pick."""
+        return max(self.limit.value, -math.inf if self.picked_above is None else self.picked_above)
+
+    def __str__(self) -> str:
+        if not self.num_doubted:
+            return f"captions are checked, and every one counts: {self.limit.reason}"
+        doubted = f"{self.num_doubted:,} of {len(self.own_C):,} score {self.limit.value:.4g} or less with their image"
+        picked = f"{self.num_picked:,} of these have a sure pick and count for it"
+        return f"captions are checked, and {doubted}: {self.limit.reason}; {picked}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts for run.json."""
+        facts: dict[str, Any] = {"doubted": self.num_doubted, "reason": self.limit.reason}
+        if not self.num_doubted:
+            return facts
+        more = {"limit": self.limit.value, "picks": self.num_picked, "examples": list(self.examples)}
+        return facts | more | ({} if self.picked_above is None else {"picks_above": self.picked_above})
+
+
+def check_captions(corpus: Corpus, scores: TeacherScores, checked: float | Literal["auto"]) -> CheckedCaptions:
+    """Which captions of a corpus to doubt, by a teacher's scores with own and with other images, and where they belong.
+
+    `checked` is the limit, or auto to find it. The pick of a doubted caption is the image with the highest score among
+    those that the teacher has scored; it counts if such picks can be expected to be right.
+    """
+    own_C = scores.lookup(corpus.caption_image, np.arange(corpus.num_captions)).astype(np.float64)
+    if checked == "auto":
+        limit = find_limit(own_C[~np.isnan(own_C)], _scores_of_others(corpus, scores))
+    else:
+        limit = Limit(value=checked, reason="captions.checked is this number")
+    is_doubted_C = own_C <= limit.value
+    image_C, picked_above = corpus.caption_image.copy(), None
+    doubted = np.flatnonzero(is_doubted_C)
+    if len(doubted):
+        image_C[doubted], picked_above = _picked(corpus, scores, is_doubted_C)
+    return CheckedCaptions(
+        limit=limit,
+        own_C=own_C,
+        is_doubted_C=is_doubted_C,
+        image_C=image_C,
+        picked_above=picked_above,
+        examples=tuple(_examples(corpus, own_C, image_C, doubted)),
+    )
+
+
+def find_limit(own_C: Values, other_P: Values) -> Limit:
+    """The limit for captions with these scores, by the scores of captions with images that are not theirs.
+
+    A wrong caption is scored with its image as with any other one. So a share of them lies below each low score of the
+    others, and right ones rarely do: that gives the share of wrong captions, at most (Storey 2002), and with it how
+    many lie above each limit. The limit keeps most right captions for the wrong ones that it lets through. Every
+    caption counts where too few of those above it can be expected to be right.
+
+    >>> others, right = np.linspace(-1, 1, 201), np.full(600, 3.0)
+    >>> find_limit(np.concatenate([right, np.linspace(-1, 1, 400)]), others).value, find_limit(right, others).value
+    (1.0, -inf)
+    """
+    num_own, num_others = len(own_C), len(other_P)
+    if min(num_own, num_others) < FEWEST_SCORED:
+        scored = f"{num_own:,} with own images and {num_others:,} with others"
+        return Limit(value=-np.inf, reason=f"the scores, {scored}, are fewer than {FEWEST_SCORED} each")
+    # Each different own score is a limit, and so is one below all of them, which keeps every caption.
+    limit_N = np.concatenate([[-np.inf], np.unique(own_C)])
+    kept_N = num_own - np.searchsorted(np.sort(own_C), limit_N, side="right")
+    above_N = num_others - np.searchsorted(np.sort(other_P), limit_N, side="right")
+    low_L = np.quantile(other_P, LOW)
+    below_L = np.array([(own_C <= low).sum() for low in low_L])
+    share_L = np.array([(other_P <= low).mean() for low in low_L])
+    wrong_N = num_own * (below_L / num_own / share_L).min() * above_N / num_others
+    best = int((kept_N - COST * wrong_N).argmax())
+    most_wrong = num_own * (at_most(below_L, num_own) / share_L).min() * at_most(above_N[best], num_others)
+    num_right = kept_N[best] - most_wrong
+    right = num_right / max(kept_N[best], 1)
+    by = f"by {num_others:,} scores with other images"
+    if right < PRECISION or num_right < FEWEST_RIGHT * num_own:
+        reason = f"{by}, right captions cannot be told from wrong ones"
+        return Limit(value=-np.inf, reason=reason)
+    reason = f"{by}, at least {math.floor(100 * right)}% of the others are expected to be right"
+    return Limit(value=float(limit_N[best]), reason=reason)
+
+
+def _scores_of_others(corpus: Corpus, scores: TeacherScores) -> Values:
+    """The scores of captions with images that are not theirs: of all cached pairs, or of some drawn ones."""
+    owner_C = corpus.caption_image
+    if (scored := scores.scored_pairs) is not None:
+        image_P, text_P = scored
+    else:
+        rng = np.random.default_rng(0)
+        image_P = rng.integers(0, corpus.num_images, NUM_DRAWN)
+        text_P = rng.integers(0, corpus.num_captions, NUM_DRAWN)
+    is_other_P = image_P != owner_C[text_P]
+    return scores.lookup(image_P[is_other_P], text_P[is_other_P]).astype(np.float64)
+
+
+def _picked(corpus: Corpus, scores: TeacherScores, is_doubted_C: Flags) -> tuple[Indices, float | None]:
+    """The sure picks of the doubted captions, NO_PICK for none, and the score above which they are sure."""
+    owner_C, kept = corpus.caption_image, np.flatnonzero(~is_doubted_C)
+    picks = find_picks(scores, corpus, np.flatnonzero(is_doubted_C))
+    # Enough to tell how often a pick is wrong; a teacher that scores every pair would score all images for each.
+    kept = kept[:: max(1, len(kept) // NUM_DRAWN)]
+    kept_picks = find_picks(scores, corpus, kept)
+    is_scored = kept_picks.image_T != NO_PICK
+    captions = None
+    if is_scored.sum() >= FEWEST_SCORED:
+        captions = CaptionPicks(kept_picks.at(is_scored), owner_C[kept][is_scored])
+    found = find_threshold(picks, PRECISION, captions)
+    if not isinstance(found, Threshold):
+        return np.full(len(picks.image_T), NO_PICK), None
+    return picks.above(found.value), found.value
+
+
+def _examples(corpus: Corpus, own_C: Values, image_C: Indices, doubted: Indices) -> Iterator[dict[str, Any]]:
+    """The doubted captions with the lowest scores: their texts, their images, and the images that fit better."""
+    for caption in doubted[np.argsort(own_C[doubted], kind="stable")][:NUM_EXAMPLES].tolist():
+        example = {"caption": corpus.captions[caption], "image": corpus.image_ids[int(corpus.caption_image[caption])]}
+        picked = int(image_C[caption])
+        yield {
+            **example,
+            "score": float(own_C[caption]),
+            "fits_better": None if picked == NO_PICK else corpus.image_ids[picked],
+        }
