@@ -138,10 +138,12 @@ def wrong_captions() -> list[Step]:
         steps.append(Step(f"data/{corpus}", "prepare", words))
     for student in STUDENTS:
         for share in SHARES:
-            table = student.table(SHUFFLED.format(share))
-            for seed in SEEDS:
-                rows = Rows(student, f"shuffled-{share}", table, seed)
-                steps += [*rows.main(), *rows.further()]
+            corpus, table = f"shuffled-{share}", student.table(SHUFFLED.format(share))
+            seeds = [Rows(student, corpus, table, seed) for seed in SEEDS]
+            # Row by row, so that a killed plan has rows of all seeds.
+            steps += [step for row in zip(*(rows.main() for rows in seeds), strict=True) for step in row]
+            steps += [_few_scores(corpus)] if student == LATE else []
+            steps += [step for row in zip(*(rows.further() for rows in seeds), strict=True) for step in row]
         for share in filter(None, SHARES):
             table = student.table(SHUFFLED.format(share))
             steps += [step for seed in SEEDS for step in Rows(student, f"shuffled-{share}", table, seed).clean()]
@@ -153,8 +155,15 @@ def wrong_captions() -> list[Step]:
         for student in STUDENTS
     ]
     steps += [step for rows in kinds for step in (*rows.main(), *rows.clean())]
+    steps += map(_few_scores, KINDS)
     steps += [step for rows in kinds for step in rows.further()]
     return [*steps, *photos()]
+
+
+def _few_scores(corpus: str) -> Step:
+    """The teacher's scores of random pairs, which all students of a corpus share."""
+    words = ("--data", f"data/{corpus}", "--teacher", TEACHER, "--recipe", LATE.recipe, *FEW_SCORES)
+    return Step(f"caches/few-{corpus}", "cache-teacher", words, (f"data/{corpus}",))
 
 
 @dataclass(frozen=True)
@@ -202,10 +211,6 @@ class Rows:
         yield self._train("scores", (*by_first, *EVERY_CAPTION), after, BESIDE)
         yield self._train("repaired", (*by_last, *ALONE), after, REPAIRED)
         few = f"caches/few-{self.corpus}"
-        if (self.student, self.seed) == (LATE, SEEDS[0]):
-            # The pairs are random, so all students of a corpus share their scores.
-            words = ("--data", f"data/{self.corpus}", "--teacher", TEACHER, "--recipe", LATE.recipe, *FEW_SCORES)
-            yield Step(few, "cache-teacher", words, (f"data/{self.corpus}",))
         yield self._train("checked", ("--cache", few, *FEW_SCORES, *ALONE), (few,), CHECKED)
         yield self._train("smooth", (*ALONE, *SMOOTHING), (f"data/{self.corpus}",), SMOOTH)
         yield self._train("skeptic-labels", ("--cache", skeptic, *self.proposed, *ALONE), (skeptic,), SKEPTIC_LABELS)
