@@ -34,6 +34,8 @@ def write(steps: Sequence[Step], work: Path, results: Path) -> str:
     path = results / "doubts.json"
     counts: dict[str, dict[str, int]] = json.loads(path.read_text()) if path.exists() else {}
     counts |= count_doubts(work)
+    if not counts:  # only photos were run, whose dual teachers need no cache
+        return shares
     path.write_text(json.dumps(counts, indent=1) + "\n")
     doubts = f"### Captions that are doubted\n\n{doubts_table(counts)}\n"
     (results / "doubts.md").write_text(doubts)
