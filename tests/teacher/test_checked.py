@@ -126,8 +126,6 @@ def test_doubted_captions_count_for_the_images_that_they_show(corpus, every_pair
     assert np.array_equal(checked.image_C, true_C)
     assert checked.num_picked == checked.num_doubted
     assert np.array_equal(checked.own_C, scores[corpus.caption_image, np.arange(500)])
-    # No caption needs further images.
-    assert scores.max(axis=0).min() > checked.sure_above
 
 
 def test_a_doubted_caption_whose_image_has_no_score_counts_for_none(corpus):
@@ -140,7 +138,10 @@ def test_a_doubted_caption_whose_image_has_no_score_counts_for_none(corpus):
     assert np.array_equal(checked.image_C[wrong[5:]], true_C[wrong[5:]])
     assert checked.num_doubted - checked.num_picked == 5
     best_C = np.nanmax(scores, axis=0)
-    assert np.array_equal(best_C <= checked.sure_above, checked.image_C == NO_PICK)
+    # A right caption that was doubted and picked may be asked about again.
+    is_asked_C = best_C <= checked.sure_above
+    assert is_asked_C[checked.image_C == NO_PICK].all()
+    assert is_asked_C.sum() <= 5 + 2
 
 
 def test_a_caption_without_a_score_counts(corpus):

@@ -70,7 +70,8 @@ class CheckedCaptions:
 
     @property
     def sure_above(self) -> float:
-        """A score above which a caption needs no further images: it is right, or has a sure pick."""
+        """A score above which a caption needs no further images: it is kept, or has a sure pick. Few of those below it
+        need none either."""
         return max(self.limit.value, -math.inf if self.picked_above is None else self.picked_above)
 
     def __str__(self) -> str:
