@@ -7,6 +7,7 @@
     python benchmarks/evidence.py elsewhere --work work/elsewhere --outside TEXTS --wordnet TEXTS
         (and the options of flickr8k)
     python benchmarks/evidence.py towers --work work/towers --lite2 DIR --resnet50 DIR (and the options of flickr8k)
+    python benchmarks/evidence.py wrong-captions --work work/wrong-captions (and the options of flickr8k, for photos)
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py students --work work/students
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
@@ -35,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import evidence_clip
+import evidence_doubts
 import evidence_fair
 import evidence_flickr8k
 import evidence_forks
@@ -46,6 +48,8 @@ import evidence_students
 import evidence_tables
 import evidence_towers
 import evidence_weights
+import evidence_wrong
+import wrong_captions
 from evidence_steps import Step
 from reports import commit, processor, say
 
@@ -66,10 +70,12 @@ PLANS = {
     "students": evidence_students.students,
     "towers": evidence_towers.towers,
     "weights": evidence_weights.weights,
+    "wrong-captions": evidence_wrong.wrong_captions,
 }
 PARTS = {
     "fair": {evidence_fair.TABLE.format(size): evidence_fair.PARTS for size in evidence_fair.SIZES},
     "clip-scenes": dict.fromkeys((evidence_clip.TABLE, evidence_clip.HOLD_OUT), evidence_clip.PARTS),
+    "wrong-captions": dict.fromkeys(evidence_wrong.TABLES, evidence_wrong.PARTS),
 }
 """Differences of rows that a plan reports besides those from the base of a table."""
 
@@ -285,6 +291,10 @@ def main() -> None:
         if args.karpathy is not None:
             evidence_pools.write_inputs(args.karpathy, args.images, args.work)
             evidence_picked.write_photos(args.work)
+    if args.plan == "wrong-captions" and not args.tables_only:
+        wrong_captions.write_inputs(args.work)
+        if args.karpathy is not None:
+            wrong_captions.write_photos(args.work)
     workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks, args.results.resolve()), PLANS[args.plan]()
     started = time.perf_counter()
     if unknown := set(args.table) - {step.table for step in steps}:
@@ -303,6 +313,8 @@ def main() -> None:
     sys.stdout.write(evidence_tables.write(steps, workspace.work, workspace.results, PARTS.get(args.plan)))
     if any(step.command == "bench" for step in steps):
         sys.stdout.write(evidence_lead.write(steps, workspace.results))
+    if args.plan == "wrong-captions":
+        sys.stdout.write(evidence_doubts.write(steps, workspace.work, workspace.results))
     say(f"{(time.perf_counter() - started) / 60:.1f} minutes")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

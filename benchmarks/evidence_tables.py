@@ -113,10 +113,17 @@ def _compared(
 
 
 def _parts_table(parts_of: Mapping[str, Mapping[str, tuple[str, str]]], compared: Mapping[str, Any]) -> str:
-    """A row for each part of a gain and a column for each table: the difference in RSUM with its interval."""
-    names = dict.fromkeys(part for parts in parts_of.values() for part in parts)
-    rows = [[part, *(_difference(compared.get(f"{table} / {part}")) for table in parts_of)] for part in names]
-    return f"### Parts of the gain\n\n{reports.table(['', *parts_of], rows)}\n"
+    """A row for each part of a gain and a column for each table: the difference in RSUM with its interval. Where there
+    are more tables than parts, a row for each table that has a part."""
+    names = list(dict.fromkeys(part for parts in parts_of.values() for part in parts))
+    if len(parts_of) > len(names):
+        heads = names
+        rows = [[table, *(_difference(compared.get(f"{table} / {part}")) for part in names)] for table in parts_of]
+        rows = [row for row in rows if any(row[1:])]
+    else:
+        heads = list(parts_of)
+        rows = [[part, *(_difference(compared.get(f"{table} / {part}")) for table in parts_of)] for part in names]
+    return f"### Parts of the gain\n\n{reports.table(['', *heads], rows)}\n"
 
 
 def _difference(compared: dict[str, Any] | None) -> str:
