@@ -139,9 +139,9 @@ def wrong_captions() -> list[Step]:
     for student in STUDENTS:
         for share in SHARES:
             table = student.table(SHUFFLED.format(share))
-            for seed in SEEDS:
-                rows = Rows(student, f"shuffled-{share}", table, seed)
-                steps += [*rows.main(), *rows.further()]
+            of_share = [Rows(student, f"shuffled-{share}", table, seed) for seed in SEEDS]
+            steps += [step for rows in of_share for step in rows.main()]
+            steps += [step for rows in of_share for step in rows.further()]
         for share in filter(None, SHARES):
             table = student.table(SHUFFLED.format(share))
             steps += [step for seed in SEEDS for step in Rows(student, f"shuffled-{share}", table, seed).clean()]
