@@ -67,6 +67,12 @@ def test_a_teacher_that_tells_nothing_doubts_nothing(num_own):
             assert "right captions cannot be told from wrong ones" in limit.reason
 
 
+def test_the_few_highest_scores_of_noise_are_not_all_that_is_kept():
+    for seed in range(400):
+        own, others, _ = drawn(seed, 0.0, right=0.0, num_own=160, num_others=4096)
+        assert find_limit(own, others).value == -np.inf
+
+
 def test_graded_scores_are_kept_or_doubted_together():
     own, others, is_wrong = drawn(0, 0.4)
     grades = [np.clip(np.round(each), 0, 4) for each in (own, others)]

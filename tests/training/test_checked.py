@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +15,9 @@ import pytest
 from score_table import ScoreTable
 from tiny import contents, make_corpus, make_pool, make_wide_dual, model_contents
 from training_steps import TINY_DUAL
+from typer.testing import CliRunner
 
+from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
@@ -231,6 +236,56 @@ def test_doubted_captions_say_nothing_about_the_picks_of_a_pool(corpus, true_C, 
     assert "and the scores of 90 captions" not in found[0].reason  # too few
     assert found[1] is not None
     assert found[1].value is None
+
+
+def inspect(*words: Any) -> Any:
+    return CliRunner().invoke(app, ["inspect", *map(str, words)], catch_exceptions=False)
+
+
+def test_inspect_lists_doubted_captions_as_csv_for_a_person_to_mend(refs, corpus, true_C, tmp_path):
+    cached(refs, tmp_path / "cache", "candidates.per_query=19")
+    data = ("--data", corpus.folder)
+    result = inspect(tmp_path / "cache", *data, "--csv")
+    assert result.exit_code == 0
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    wrong = np.flatnonzero(true_C != corpus.caption_image)
+    expected = {
+        (corpus.captions[text], corpus.image_ids[corpus.caption_image[text]], "0.0", corpus.image_ids[true_C[text]])
+        for text in wrong
+    }
+    assert list(rows[0]) == ["caption", "image", "score", "fits_better"]
+    assert {tuple(row.values()) for row in rows} == expected
+    assert result.stderr.startswith("captions are checked, and 30 of 120 score 0 or less with their image: by ")
+    # What a person reads, and what a program does.
+    line = inspect(tmp_path / "cache", *data).stdout
+    assert "captions are checked, and 30 of 120 score 0 or less" in line.replace("\n", " ")
+    assert json.loads(inspect(tmp_path / "cache", *data, "--json").stdout)["captions"]["doubted"] == 30
+    assert "captions" not in json.loads(inspect(tmp_path / "cache", "--json").stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["CACHE", "--csv"], "lists captions, which --data DIR names"),
+        (["CACHE", "--csv", "--data", "DATA", "--json"], "and --json are two forms: choose one"),
+        (["DATA", "--csv"], "is for a teacher cache, and"),
+    ],
+)
+def test_csv_needs_a_cache_and_its_captions(refs, corpus, tmp_path, words, message):
+    cached(refs, tmp_path / "cache")
+    places = {"CACHE": tmp_path / "cache", "DATA": corpus.folder}
+    result = inspect(*(places.get(word, word) for word in words))
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_pool_has_no_captions_to_doubt(refs, tmp_path):
+    pool = make_pool(tmp_path / "pool", [captions_of(image) for image in range(9)], has_colors=True)
+    cached(replace(refs, data=pool.folder), tmp_path / "cache")
+    result = inspect(tmp_path / "cache", "--data", pool.folder, "--csv")
+    assert result.exit_code == 1
+    assert "is a pool, which has no captions to check" in result.stderr
+    assert inspect(tmp_path / "cache", "--data", pool.folder).exit_code == 0
 
 
 BY_START = ["candidates.kind=embedding", "candidates.model=start"]

@@ -7,13 +7,16 @@ of a caption with an image that is not its own, N limits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 
 from dcdctl.core.data import Corpus, Flags, Indices, Values
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.places import shown
 from dcdctl.core.teacher.picks import NO_PICK, at_most, find_picks, find_threshold
 from dcdctl.core.teacher.scores import TeacherScores
 
@@ -33,6 +36,10 @@ FEWEST_RIGHT = 0.1
 """Share of the captions that must be kept and right: the few highest of scores that tell nothing lie above all others
 by luck."""
 NUM_EXAMPLES = 10
+
+
+Row = dict[str, Any]
+"""A doubted caption, by the names of `CheckedCaptions.rows`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +63,8 @@ class CheckedCaptions:
     """The image that each caption counts for: its own, for a doubted one the sure pick, or NO_PICK."""
     picked_above: float | None
     """The score above which the pick of a doubted caption is sure; None if none is."""
-    examples: tuple[dict[str, Any], ...]
-    """The lowest own scores first."""
+    examples: Sequence[Row] = ()
+    """The first rows."""
 
     @property
     def num_doubted(self) -> int:
@@ -73,6 +80,19 @@ class CheckedCaptions:
         """A score above which a caption needs no further images: it is kept, or has a sure pick. Few of those below it
         need none either."""
         return max(self.limit.value, -math.inf if self.picked_above is None else self.picked_above)
+
+    def rows(self, corpus: Corpus) -> Iterator[Row]:
+        """Each doubted caption, its image, their score, and the image that fits better, None without a sure pick; the
+        lowest score first."""
+        doubted = np.flatnonzero(self.is_doubted_C)
+        for caption in doubted[np.argsort(self.own_C[doubted], kind="stable")].tolist():
+            picked = int(self.image_C[caption])
+            yield {
+                "caption": corpus.captions[caption],
+                "image": corpus.image_ids[int(corpus.caption_image[caption])],
+                "score": float(self.own_C[caption]),
+                "fits_better": None if picked == NO_PICK else corpus.image_ids[picked],
+            }
 
     def __str__(self) -> str:
         if not self.num_doubted:
@@ -94,8 +114,10 @@ def check_captions(corpus: Corpus, scores: TeacherScores, checked: float | Liter
     """Which captions of a corpus to doubt, by a teacher's scores with own and with other images, and where they belong.
 
     `checked` is the limit, or auto to find it. The pick of a doubted caption is the image with the highest score among
-    those that the teacher has scored; it counts if such picks can be expected to be right.
+    those that the teacher has scored; it counts if such picks can be expected to be right. ConfigError for a pool.
     """
+    if corpus.is_pool:
+        raise ConfigError(f"{shown(corpus.folder)} is a pool, which has no captions to check")
     own_C = scores.lookup(corpus.caption_image, np.arange(corpus.num_captions)).astype(np.float64)
     if checked == "auto":
         limit = find_limit(own_C[~np.isnan(own_C)], _scores_of_others(corpus, scores))
@@ -111,14 +133,10 @@ def check_captions(corpus: Corpus, scores: TeacherScores, checked: float | Liter
         picked_above = find_threshold(picks, PRECISION).value
         if picked_above is not None:
             image_C[doubted] = picks.above(picked_above)
-    return CheckedCaptions(
-        limit=limit,
-        own_C=own_C,
-        is_doubted_C=is_doubted_C,
-        image_C=image_C,
-        picked_above=picked_above,
-        examples=tuple(_examples(corpus, own_C, image_C, doubted)),
+    found = CheckedCaptions(
+        limit=limit, own_C=own_C, is_doubted_C=is_doubted_C, image_C=image_C, picked_above=picked_above
     )
+    return replace(found, examples=tuple(islice(found.rows(corpus), NUM_EXAMPLES)))
 
 
 def find_limit(own_C: Values, other_P: Values) -> Limit:
@@ -170,15 +188,3 @@ def _scores_of_others(corpus: Corpus, scores: TeacherScores) -> Values:
         text_P = rng.integers(0, corpus.num_captions, NUM_DRAWN)
     is_other_P = image_P != owner_C[text_P]
     return scores.lookup(image_P[is_other_P], text_P[is_other_P]).astype(np.float64)
-
-
-def _examples(corpus: Corpus, own_C: Values, image_C: Indices, doubted: Indices) -> Iterator[dict[str, Any]]:
-    """The doubted captions with the lowest scores: their texts, their images, and the images that fit better."""
-    for caption in doubted[np.argsort(own_C[doubted], kind="stable")][:NUM_EXAMPLES].tolist():
-        example = {"caption": corpus.captions[caption], "image": corpus.image_ids[int(corpus.caption_image[caption])]}
-        picked = int(image_C[caption])
-        yield {
-            **example,
-            "score": float(own_C[caption]),
-            "fits_better": None if picked == NO_PICK else corpus.image_ids[picked],
-        }
