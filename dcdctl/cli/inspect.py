@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from dcdctl.cli.options import Json, refuse
-from dcdctl.cli.views.terminal import show, show_facts, show_json, show_table
-from dcdctl.core.arguments import argument, reads
+from dcdctl.cli.views.terminal import note, show, show_csv, show_facts, show_json, show_table
+from dcdctl.core.arguments import argument, configures, reads
 from dcdctl.core.options import MaxImages, reads_split
 
 NUM_HARDEST = 10
@@ -28,6 +28,9 @@ class Inspect:
     ] = None
     split: Annotated[str | None, reads_split(show_default="all of a corpus, train of a cache")] = None
     max_images: MaxImages = None
+    csv: Annotated[
+        bool, configures("--csv", "With a cache and --data: print the captions that the teacher doubts as CSV.")
+    ] = False
     json: Json = False
 
 
@@ -40,7 +43,7 @@ def inspect(arguments: Inspect) -> None:
     place, folder = arguments.place, Path(arguments.place)
     kind = artifact_kind(folder)
     # An option without effect is an error, so that nobody trusts a result that ignored it.
-    of_cache = {"--data": arguments.data}
+    of_cache = {"--data": arguments.data, "--csv": arguments.csv or None}
     if kind in WHOLE:
         name, show_whole = WHOLE[kind]
         others = {"--split": arguments.split, "--max-images": arguments.max_images}
@@ -71,14 +74,25 @@ def _inspect_cache(cache: Path, arguments: Inspect) -> None:
     from dcdctl.core.data import Corpus
 
     corpus = None
+    if arguments.csv:
+        refuse({"--csv": True if arguments.data is None else None}, "lists captions, which --data DIR names")
+        refuse({"--csv": arguments.json or None}, "and --json are two forms: choose one")
     if arguments.data is not None:
         corpus = Corpus.open(arguments.data, arguments.split or "train", arguments.max_images)
-    summary = teacher.summarize_cache(teacher.read_cache(cache, corpus=corpus), NUM_HARDEST)
+    scores, checked = teacher.read_cache(cache, corpus=corpus), None
+    if corpus is not None and (arguments.csv or not corpus.is_pool):
+        checked = teacher.check_captions(corpus, scores, "auto")
+        if arguments.csv:
+            show_csv(list(checked.rows(corpus)))
+            return note(str(checked))
+    summary = teacher.summarize_cache(scores, NUM_HARDEST)
     document = teacher.cache_document(summary, corpus)
     if arguments.json:
-        return show_json(document)
+        return show_json(document | ({} if checked is None else {"captions": checked.to_json()}))
     show(str(cache))
     show_facts(teacher.cache_facts(summary))
+    if checked is not None:
+        show(str(checked))
     _show_scores(document)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from open_inputs import OpenInputs
+from score_table import ScoreTable
 from tiny import make_corpus, make_pool, make_wide_dual, model_contents
 from torch.testing import assert_close
 from training_steps import TINY_DUAL, distill
@@ -18,7 +18,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import TeacherScores, false_negative_filter, picks
+from dcdctl.core.teacher import false_negative_filter, picks
 from dcdctl.core.training import (
     TrainingJob,
     TrainingOptions,
@@ -43,24 +43,6 @@ CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for co
 ON_POOL = [*TINY_DUAL[:-1], "loss.terms={ kl = 1.0 }", "optimizer.steps=6", "optimizer.save_every=4"]
 
 
-@dataclass
-class Table(TeacherScores):
-    """The scores of a matrix of images and texts; NaN where there is none."""
-
-    matrix: Any
-    plan: Any = None
-
-    @property
-    def scored_pairs(self) -> Any:
-        if not np.isnan(self.matrix).any():
-            return None
-        image_P, text_P = np.nonzero(~np.isnan(self.matrix))
-        return image_P, text_P.astype(np.int32)
-
-    def lookup(self, image_ix: Any, text_ix: Any) -> Any:
-        return self.matrix[image_ix, text_ix]
-
-
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory) -> Corpus:
     return make_pool(tmp_path_factory.mktemp("pool") / "pool", CAPTIONS, has_colors=True)
@@ -76,14 +58,14 @@ def teacher(captioned) -> Any:
     return make_wide_dual([text for texts in CAPTIONS for text in texts])
 
 
-def scores_of(rng_seed: int = 0, blocks: int = 0) -> Table:
+def scores_of(rng_seed: int = 0, blocks: int = 0) -> ScoreTable:
     """All scores of 12 images and 24 texts or, with `blocks`, those of so many blocks, at places in no order."""
     rng = np.random.default_rng(rng_seed)
     matrix = rng.normal(size=(12, 24)).astype(np.float32)
     if blocks:
         image_block, text_block = (rng.permutation(np.arange(count) % blocks) for count in matrix.shape)
         matrix[image_block[:, None] != text_block] = np.nan
-    return Table(matrix)
+    return ScoreTable(matrix)
 
 
 def recipe(*sets: str) -> Any:
@@ -202,13 +184,13 @@ def test_sure_picks_are_the_best_images_above_a_threshold(pool, monkeypatch):
             own = np.eye(*batch.same_RC.shape, dtype=bool)
             np.testing.assert_array_equal(batch.same_RC, (chosen[texts] == images[:, None]) & ~own)
         assert seen == unpicked
-    unscored = Table(np.where(np.arange(24) < 20, scores_of().matrix, np.nan))
+    unscored = ScoreTable(np.where(np.arange(24) < 20, scores_of().matrix, np.nan))
     assert picks.find_picks(unscored, pool).above(-1000)[20:].tolist() == [-1] * 4
 
 
 def test_a_duplicate_of_a_pick_is_no_negative_and_a_text_without_a_pick_has_none(tmp_path):
     pool = make_pool(tmp_path / "pool", [["a"], ["b"], ["c"], ["d"]], copies={2: 0})
-    scores = Table(np.array([[9, 0, 0, -9], [0, 9, 0, -9], [0, 0, 9, -9], [0, 0, 0, -9]], dtype=np.float32))
+    scores = ScoreTable(np.array([[9, 0, 0, -9], [0, 9, 0, -9], [0, 0, 9, -9], [0, 0, 0, -9]], dtype=np.float32))
     sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1.0", "batch.size=4"]
     marked = []
     for bits in ("none", "0"):
@@ -266,7 +248,7 @@ def test_a_mixed_step_is_the_weighted_sum_of_its_parts(pool, captioned, teacher)
     parts = []
     for corpus, seed in ((captioned, 1), (pool, 2)):
         matrix = np.random.default_rng(seed).normal(size=(corpus.num_images, corpus.num_captions))
-        pairs = choose_pairs(corpus, config, Table(matrix.astype(np.float32)), false_negative_filter(corpus, None))
+        pairs = choose_pairs(corpus, config, ScoreTable(matrix.astype(np.float32)), false_negative_filter(corpus, None))
         parts.append((CorpusSource(corpus, student.preprocess), pairs))
 
     def gradient(objective: PairObjective, batch: Any, plan: MicroBatchPlan) -> tuple[dict[str, float], list[Any]]:
@@ -361,8 +343,8 @@ def test_auto_is_the_threshold_of_the_best_two_scores_or_a_higher_one_by_caption
     wrong = np.arange(0, num_captions, 4)
     of_captions[(captioned.caption_image[wrong] + 1) % 6, wrong] = 4
     corpora = [captioned, pool]
-    assert picking.choose_threshold(settings, corpora, [None, Table(of_pool)]).value == 0.0
-    found = picking.choose_threshold(settings, corpora, [Table(of_captions), Table(of_pool)])
+    assert picking.choose_threshold(settings, corpora, [None, ScoreTable(of_pool)]).value == 0.0
+    found = picking.choose_threshold(settings, corpora, [ScoreTable(of_captions), ScoreTable(of_pool)])
     assert found.value == expected
     assert ("and the scores of 120 captions with other images" in found.reason) == (num_captions == 120)
 
@@ -394,7 +376,7 @@ def test_a_teacher_whose_scores_tie_gives_the_next_step_where_nothing_else_teach
     """Yes or no, grades whose best is the commonest of the texts' best, and one value."""
     drawn = np.random.default_rng(0).choice(np.array(values, dtype=np.float32), size=(12, 24))
     alone = recipe("loss.terms={ infonce = 1.0 }", AUTO)
-    found = picking.choose_threshold(alone, [pool], [Table(drawn)])
+    found = picking.choose_threshold(alone, [pool], [ScoreTable(drawn)])
     with pytest.raises(ConfigError) as caught:
         picking.check_teaches(alone, found)
     assert "loss infonce learns from picks alone, and none is taken: by the best two scores" in str(caught.value)
@@ -403,7 +385,7 @@ def test_a_teacher_whose_scores_tie_gives_the_next_step_where_nothing_else_teach
 
 
 def test_scores_of_any_size_have_a_threshold(pool):
-    scores = Table(scored_right(12, np.arange(24) % 12, 3e38) + np.float32(2.64e37))
+    scores = ScoreTable(scored_right(12, np.arange(24) % 12, 3e38) + np.float32(2.64e37))
     settings = recipe("loss.terms={ infonce = 1.0 }", AUTO)
     found = picking.choose_threshold(settings, [pool], [scores])
     assert found.value == pytest.approx(2.64e37)

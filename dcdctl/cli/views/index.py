@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dcdctl.cli.views.terminal import note, printable, show, show_exactly, show_json
+from dcdctl.cli.views.terminal import note, printable, show, show_csv, show_json
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
@@ -115,11 +115,7 @@ def show_copies(groups: Sequence[SameImages], *, as_json: bool, as_csv: bool) ->
     if as_json:
         return show_json({"groups": [group.document() for group in groups]})
     if as_csv:
-        from dcdctl.core.report import csv_text
-
-        rows = [{"group": number, **row} for number, group in enumerate(groups, 1) for row in group.rows()]
-        text = csv_text(rows)
-        return show_exactly(text, on_terminal=text.replace("\r\n", "\n").rstrip("\n"))
+        return show_csv([{"group": number, **row} for number, group in enumerate(groups, 1) for row in group.rows()])
     for group in groups:
         how = "files of the same bytes" if group.same_bytes else "images that look alike"
         show(f"{len(group.images)} {how}")

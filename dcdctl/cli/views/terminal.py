@@ -194,6 +194,14 @@ def show_exactly(text: str, *, on_terminal: str) -> None:
         typer.echo(os.fsencode(text), nl=False)
 
 
+def show_csv(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows as CSV, without formulas."""
+    from dcdctl.core.report import csv_text
+
+    text = csv_text(rows)
+    show_exactly(text, on_terminal=text.replace("\r\n", "\n").rstrip("\n"))
+
+
 def show_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Print named values, one per line."""
     for name, value in facts:

@@ -7,26 +7,28 @@ of a caption with an image that is not its own, N limits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 
 from dcdctl.core.data import Corpus, Flags, Indices, Values
-from dcdctl.core.teacher.picks import NO_PICK, CaptionPicks, Threshold, at_most, find_picks, find_threshold
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.places import shown
+from dcdctl.core.teacher.picks import NO_PICK, at_most, find_picks, find_threshold
 from dcdctl.core.teacher.scores import TeacherScores
 
 FEWEST_SCORED = 100
 """Scores of own images, and of other ones, below which no share of wrong captions can be estimated."""
 NUM_DRAWN = 4096
 """Other pairs that are drawn where a teacher scores every pair."""
-LOW = (0.25, 0.5, 0.75)
-"""Where the scores with other images are cut: below such a score lie this share of the wrong captions, and few of the
-right ones."""
-COST = 2.0
-"""Right captions that a limit may lose to remove one that is wrong and loses its images, too: a wrong caption teaches
-about two images what is not so."""
+LOW = (0.25, 0.5)
+"""Where the scores with other images are cut: this share of the wrong captions lies below, and few right ones do."""
+COST = 3.0
+"""A wrong caption that is kept costs as much as two right ones that are not: it teaches about two images what is not
+so, and a right caption that is doubted may be picked for its image again."""
 PRECISION = 0.8
 """Share of the kept captions that must be expected to be right, at least, and of the picks of the doubted ones; as
 `pool.precision`."""
@@ -34,6 +36,10 @@ FEWEST_RIGHT = 0.1
 """Share of the captions that must be kept and right: the few highest of scores that tell nothing lie above all others
 by luck."""
 NUM_EXAMPLES = 10
+
+
+Row = dict[str, Any]
+"""A doubted caption, by the names of `CheckedCaptions.rows`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +63,8 @@ class CheckedCaptions:
     """The image that each caption counts for: its own, for a doubted one the sure pick, or NO_PICK."""
     picked_above: float | None
     """The score above which the pick of a doubted caption is sure; None if none is."""
-    examples: tuple[dict[str, Any], ...]
-    """The lowest own scores first."""
+    examples: Sequence[Row] = ()
+    """The first rows."""
 
     @property
     def num_doubted(self) -> int:
@@ -71,8 +77,22 @@ class CheckedCaptions:
 
     @property
     def sure_above(self) -> float:
-        """A score above which a caption needs no further images: it is right, or has a sure pick."""
+        """A score above which a caption needs no further images: it is kept, or has a sure pick. Few of those below it
+        need none either."""
         return max(self.limit.value, -math.inf if self.picked_above is None else self.picked_above)
+
+    def rows(self, corpus: Corpus) -> Iterator[Row]:
+        """Each doubted caption, its image, their score, and the image that fits better, None without a sure pick; the
+        lowest score first."""
+        doubted = np.flatnonzero(self.is_doubted_C)
+        for caption in doubted[np.argsort(self.own_C[doubted], kind="stable")].tolist():
+            picked = int(self.image_C[caption])
+            yield {
+                "caption": corpus.captions[caption],
+                "image": corpus.image_ids[int(corpus.caption_image[caption])],
+                "score": float(self.own_C[caption]),
+                "fits_better": None if picked == NO_PICK else corpus.image_ids[picked],
+            }
 
     def __str__(self) -> str:
         if not self.num_doubted:
@@ -94,34 +114,37 @@ def check_captions(corpus: Corpus, scores: TeacherScores, checked: float | Liter
     """Which captions of a corpus to doubt, by a teacher's scores with own and with other images, and where they belong.
 
     `checked` is the limit, or auto to find it. The pick of a doubted caption is the image with the highest score among
-    those that the teacher has scored; it counts if such picks can be expected to be right.
+    those that the teacher has scored; it counts if such picks can be expected to be right. ConfigError for a pool.
     """
+    if corpus.is_pool:
+        raise ConfigError(f"{shown(corpus.folder)} is a pool, which has no captions to check")
     own_C = scores.lookup(corpus.caption_image, np.arange(corpus.num_captions)).astype(np.float64)
     if checked == "auto":
         limit = find_limit(own_C[~np.isnan(own_C)], _scores_of_others(corpus, scores))
     else:
         limit = Limit(value=checked, reason="captions.checked is this number")
     is_doubted_C = own_C <= limit.value
-    image_C, picked_above = corpus.caption_image.copy(), None
     doubted = np.flatnonzero(is_doubted_C)
+    image_C, picked_above = corpus.caption_image.copy(), None
+    image_C[doubted] = NO_PICK
     if len(doubted):
-        image_C[doubted], picked_above = _picked(corpus, scores, is_doubted_C)
-    return CheckedCaptions(
-        limit=limit,
-        own_C=own_C,
-        is_doubted_C=is_doubted_C,
-        image_C=image_C,
-        picked_above=picked_above,
-        examples=tuple(_examples(corpus, own_C, image_C, doubted)),
+        # By the scores of the doubted captions alone: kept ones would have to have as many scored images.
+        picks = find_picks(scores, corpus, doubted)
+        picked_above = find_threshold(picks, PRECISION).value
+        if picked_above is not None:
+            image_C[doubted] = picks.above(picked_above)
+    found = CheckedCaptions(
+        limit=limit, own_C=own_C, is_doubted_C=is_doubted_C, image_C=image_C, picked_above=picked_above
     )
+    return replace(found, examples=tuple(islice(found.rows(corpus), NUM_EXAMPLES)))
 
 
 def find_limit(own_C: Values, other_P: Values) -> Limit:
     """The limit for captions with these scores, by the scores of captions with images that are not theirs.
 
-    A wrong caption is scored with its image as with any other one. So a share of them lies below each low score of the
-    others, and right ones rarely do: that gives the share of wrong captions, at most (Storey 2002), and with it how
-    many lie above each limit. The limit keeps most right captions for the wrong ones that it lets through. Every
+    A wrong caption is scored with its image as with any other one. So half of them lie below the median of the others,
+    and right ones rarely do: that gives the number of wrong captions (Storey 2002), and with it how many lie above each
+    limit. The limit keeps most right captions for the wrong ones that it lets through. Every
     caption counts where too few of those above it can be expected to be right.
 
     >>> others, right = np.linspace(-1, 1, 201), np.full(600, 3.0)
@@ -139,9 +162,11 @@ def find_limit(own_C: Values, other_P: Values) -> Limit:
     low_L = np.quantile(other_P, LOW)
     below_L = np.array([(own_C <= low).sum() for low in low_L])
     share_L = np.array([(other_P <= low).mean() for low in low_L])
-    wrong_N = num_own * (below_L / num_own / share_L).min() * above_N / num_others
+    # The lower cut counts fewer right captions, but of few scores it counts by luck.
+    most_L = num_own * at_most(below_L, num_own) / share_L
+    wrong_N = min(below_L[-1] / share_L[-1], most_L[0]) * above_N / num_others
     best = int((kept_N - COST * wrong_N).argmax())
-    most_wrong = num_own * (at_most(below_L, num_own) / share_L).min() * at_most(above_N[best], num_others)
+    most_wrong = most_L.min() * at_most(above_N[best], num_others)
     num_right = kept_N[best] - most_wrong
     right = num_right / max(kept_N[best], 1)
     by = f"by {num_others:,} scores with other images"
@@ -163,32 +188,3 @@ def _scores_of_others(corpus: Corpus, scores: TeacherScores) -> Values:
         text_P = rng.integers(0, corpus.num_captions, NUM_DRAWN)
     is_other_P = image_P != owner_C[text_P]
     return scores.lookup(image_P[is_other_P], text_P[is_other_P]).astype(np.float64)
-
-
-def _picked(corpus: Corpus, scores: TeacherScores, is_doubted_C: Flags) -> tuple[Indices, float | None]:
-    """The sure picks of the doubted captions, NO_PICK for none, and the score above which they are sure."""
-    owner_C, kept = corpus.caption_image, np.flatnonzero(~is_doubted_C)
-    picks = find_picks(scores, corpus, np.flatnonzero(is_doubted_C))
-    # Enough to tell how often a pick is wrong; a teacher that scores every pair would score all images for each.
-    kept = kept[:: max(1, len(kept) // NUM_DRAWN)]
-    kept_picks = find_picks(scores, corpus, kept)
-    is_scored = kept_picks.image_T != NO_PICK
-    captions = None
-    if is_scored.sum() >= FEWEST_SCORED:
-        captions = CaptionPicks(kept_picks.at(is_scored), owner_C[kept][is_scored])
-    found = find_threshold(picks, PRECISION, captions)
-    if not isinstance(found, Threshold):
-        return np.full(len(picks.image_T), NO_PICK), None
-    return picks.above(found.value), found.value
-
-
-def _examples(corpus: Corpus, own_C: Values, image_C: Indices, doubted: Indices) -> Iterator[dict[str, Any]]:
-    """The doubted captions with the lowest scores: their texts, their images, and the images that fit better."""
-    for caption in doubted[np.argsort(own_C[doubted], kind="stable")][:NUM_EXAMPLES].tolist():
-        example = {"caption": corpus.captions[caption], "image": corpus.image_ids[int(corpus.caption_image[caption])]}
-        picked = int(image_C[caption])
-        yield {
-            **example,
-            "score": float(own_C[caption]),
-            "fits_better": None if picked == NO_PICK else corpus.image_ids[picked],
-        }

@@ -114,7 +114,7 @@ class StepPairs(ABC):
     scores: TeacherScores | None
     """None where the loss has no teacher, or before dual teachers are loaded."""
     false_negatives: FalseNegativeFilter
-    """Of the images in `image_T`, if there are some."""
+    """By the images of `image_T`, if there are some."""
     image_T: Indices | None = field(default=None, kw_only=True)
     """The image that each text counts for, -1 for none: in a pool the picks of a teacher. None: the corpus says it."""
     config: BatchConfig = field(init=False)

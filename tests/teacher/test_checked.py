@@ -1,0 +1,196 @@
+"""Captions that a teacher doubts: the limit, the images that it picks for them, and what is said of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from score_table import ScoreTable
+from tiny import make_corpus
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.teacher import NO_PICK, check_captions
+from dcdctl.core.teacher.checked import find_limit
+
+NUM_IMAGES, PER_IMAGE = 100, 5
+
+
+def drawn(seed: int, wrong: float, *, right: float = 4.0, num_own: int = 2000, num_others: int = 8000) -> Any:
+    """Scores of own images, N(right, 1), of which a share is wrong, N(0, 1), as those of other images; and which."""
+    rng = np.random.default_rng(seed)
+    is_wrong = rng.permutation(num_own) < wrong * num_own
+    return rng.normal(size=num_own) + np.where(is_wrong, 0.0, right), rng.normal(size=num_others), is_wrong
+
+
+@pytest.mark.parametrize("wrong", [0.05, 0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_good_teacher_doubts_wrong_captions_and_few_right_ones(wrong, seed):
+    own, others, is_wrong = drawn(seed, wrong)
+    limit = find_limit(own, others)
+    kept = own > limit.value
+    assert is_wrong[kept].mean() < 0.1
+    assert kept[~is_wrong].mean() > 0.9
+    promised = int(limit.reason.split("at least ")[1].split("%")[0])
+    assert 80 <= promised <= 100 * (1 - is_wrong[kept].mean()) + 2
+
+
+def test_the_limit_of_two_apart_groups_is_the_highest_wrong_score():
+    own = np.concatenate([np.full(300, 5.0), np.linspace(-1, 1, 201)])
+    limit = find_limit(own, np.linspace(-1, 1, 501))
+    assert limit.value == 1.0
+    # No other image scores above 1, and 2.3 of 501 may: of 501 captions whose bound of wrong ones is 222.
+    assert limit.reason == "by 501 scores with other images, at least 99% of the others are expected to be right"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_doubted_where_all_captions_are_right(seed):
+    own, others, _ = drawn(seed, 0.0, right=6.0)
+    assert find_limit(own, others).value == -np.inf
+
+
+@pytest.mark.parametrize("right", [2.0, 3.0])
+def test_a_fair_teacher_doubts_few_right_captions_where_all_are_right(right):
+    for seed in range(5):
+        own, others, _ = drawn(seed, 0.0, right=right)
+        assert (own <= find_limit(own, others).value).mean() < 0.03
+
+
+@pytest.mark.parametrize("num_own", [100, 160, 500, 5000])
+def test_a_teacher_that_tells_nothing_doubts_nothing(num_own):
+    """Noise; own images scored lower than others; one score for all; yes for some, whatever they show."""
+    for seed in range(20):
+        own, others, _ = drawn(seed, 0.0, right=0.0, num_own=num_own)
+        for scores in ((own, others), (own - 2, others), (own * 0, others * 0), (own > 1, others > 1)):
+            limit = find_limit(*(each.astype(float) for each in scores))
+            assert limit.value == -np.inf
+            assert "right captions cannot be told from wrong ones" in limit.reason
+
+
+def test_the_few_highest_scores_of_noise_are_not_all_that_is_kept():
+    for seed in range(400):
+        own, others, _ = drawn(seed, 0.0, right=0.0, num_own=160, num_others=4096)
+        assert find_limit(own, others).value == -np.inf
+
+
+def test_graded_scores_are_kept_or_doubted_together():
+    own, others, is_wrong = drawn(0, 0.4)
+    grades = [np.clip(np.round(each), 0, 4) for each in (own, others)]
+    limit = find_limit(*grades)
+    assert limit.value in (1.0, 2.0)
+    assert is_wrong[grades[0] > limit.value].mean() < 0.1
+    # A teacher that says yes or no.
+    assert find_limit(*(np.where(each > 2, 1.0, 0.0) for each in (own, others))).value == 0.0
+
+
+def test_fewer_than_a_hundred_scores_tell_nothing():
+    own, others, _ = drawn(0, 0.4, num_own=99)
+    assert find_limit(own, others).reason == (
+        "the scores, 99 with own images and 8,000 with others, are fewer than 100 each"
+    )
+    assert find_limit(drawn(0, 0.4)[0], others[:99]).value == -np.inf
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    texts = [[f"{image} {number}" for number in range(PER_IMAGE)] for image in range(NUM_IMAGES)]
+    return make_corpus(tmp_path_factory.mktemp("checked") / "corpus", texts)
+
+
+def true_images(corpus: Corpus, num_wrong: int) -> Any:
+    """The image that each caption is of: the next one for the first captions of as many images."""
+    image_C = corpus.caption_image.copy()
+    wrong = np.arange(0, num_wrong * PER_IMAGE, PER_IMAGE)
+    image_C[wrong] = (image_C[wrong] + 1) % NUM_IMAGES
+    return image_C
+
+
+def scored(true_C: Any, seed: int = 0) -> Any:
+    """Scores of N(0, 1), and 8 more for the image that a caption is of."""
+    scores = np.random.default_rng(seed).normal(size=(NUM_IMAGES, len(true_C)))
+    scores[true_C, np.arange(len(true_C))] += 8
+    return scores.astype(np.float32)
+
+
+def some_of(scores: Any, corpus: Corpus, true_C: Any, seed: int = 1) -> Any:
+    """The scores of own images, of those that a caption is of, and of a third of the others."""
+    is_scored = np.random.default_rng(seed).random(scores.shape) < 1 / 3
+    captions = np.arange(corpus.num_captions)
+    is_scored[corpus.caption_image, captions] = is_scored[true_C, captions] = True
+    return np.where(is_scored, scores, np.nan)
+
+
+@pytest.mark.parametrize("every_pair", [True, False])
+def test_doubted_captions_count_for_the_images_that_they_show(corpus, every_pair):
+    true_C = true_images(corpus, 30)
+    scores = scored(true_C)
+    checked = check_captions(corpus, ScoreTable(scores if every_pair else some_of(scores, corpus, true_C)), "auto")
+    is_wrong = true_C != corpus.caption_image
+    assert checked.is_doubted_C[is_wrong].all()
+    # The one or two right captions with the lowest scores are doubted too, and get their images again.
+    assert checked.num_doubted <= 32
+    assert np.array_equal(checked.image_C, true_C)
+    assert checked.num_picked == checked.num_doubted
+    assert np.array_equal(checked.own_C, scores[corpus.caption_image, np.arange(500)])
+
+
+def test_a_doubted_caption_whose_image_has_no_score_counts_for_none(corpus):
+    true_C = true_images(corpus, 30)
+    scores = some_of(scored(true_C), corpus, true_C)
+    wrong = np.flatnonzero(true_C != corpus.caption_image)
+    scores[true_C[wrong[:5]], wrong[:5]] = np.nan
+    checked = check_captions(corpus, ScoreTable(scores), "auto")
+    assert checked.image_C[wrong[:5]].tolist() == [NO_PICK] * 5
+    assert np.array_equal(checked.image_C[wrong[5:]], true_C[wrong[5:]])
+    assert checked.num_doubted - checked.num_picked == 5
+    best_C = np.nanmax(scores, axis=0)
+    # A right caption that was doubted and picked may be asked about again.
+    is_asked_C = best_C <= checked.sure_above
+    assert is_asked_C[checked.image_C == NO_PICK].all()
+    assert is_asked_C.sum() <= 5 + 2
+
+
+def test_a_caption_without_a_score_counts(corpus):
+    true_C = true_images(corpus, 30)
+    scores = some_of(scored(true_C), corpus, true_C)
+    scores[0, 0] = np.nan
+    checked = check_captions(corpus, ScoreTable(scores), "auto")
+    assert (checked.image_C[0], checked.is_doubted_C[0], checked.is_doubted_C[5]) == (0, False, True)
+
+
+def test_no_caption_moves_where_picks_are_not_sure(corpus):
+    """The right image of a doubted caption scores no higher than others."""
+    true_C = true_images(corpus, 30)
+    scores = scored(true_C)
+    wrong = np.flatnonzero(true_C != corpus.caption_image)
+    scores[true_C[wrong], wrong] -= 8
+    checked = check_captions(corpus, ScoreTable(scores), "auto")
+    assert checked.is_doubted_C[wrong].all()
+    assert (checked.num_picked, checked.picked_above) == (0, None)
+    assert checked.sure_above == checked.limit.value
+    assert str(checked).endswith("; 0 of these have a sure pick and count for it")
+
+
+def test_a_number_is_the_limit_and_scores_that_equal_it_are_doubted(corpus):
+    scores = ScoreTable(np.where(np.arange(500) < 20, 1.0, 2.0) * np.ones((NUM_IMAGES, 1)))
+    checked = check_captions(corpus, scores, 1.0)
+    assert np.flatnonzero(checked.is_doubted_C).tolist() == list(range(20))
+    assert check_captions(corpus, scores, 0.5).num_doubted == 0
+    assert "20 of 500 score 1 or less with their image: captions.checked is this number" in str(checked)
+
+
+def test_run_json_has_counts_and_ten_examples_the_lowest_first(corpus):
+    true_C = true_images(corpus, 30)
+    facts = check_captions(corpus, ScoreTable(scored(true_C)), "auto").to_json()
+    assert facts["doubted"] == facts["picks"] >= 30
+    assert len(facts["examples"]) == 10
+    scores = [example["score"] for example in facts["examples"]]
+    assert scores == sorted(scores)
+    first = facts["examples"][0]
+    image = int(first["caption"].split()[0])
+    assert first["image"] == corpus.image_ids[image]
+    assert first["fits_better"] == corpus.image_ids[image + 1]
+    assert check_captions(corpus, ScoreTable(scored(corpus.caption_image)), "auto").to_json().keys() == {
+        "doubted",
+        "reason",
+    }
