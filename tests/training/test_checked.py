@@ -177,10 +177,10 @@ def test_a_cache_says_which_captions_count_and_run_json_and_the_log_have_it(refs
     said: list[str] = []
     run = train(with_all, tmp_path / "run", say=said.append)
     facts = run.facts()["captions"]
-    assert (facts["doubted"], facts["picks"], facts["limit"]) == (NUM_WRONG, NUM_WRONG, 0.0)
+    assert (facts["doubted"], facts["picks"], facts["limit"]) == (NUM_WRONG, NUM_WRONG, 2.5)
     assert len(facts["examples"]) == 10
     (line,) = [line for line in said if line.startswith("captions are checked")]
-    assert "and 30 of 120 score 0 or less with their image: by 2,280 scores with other images, at least" in line
+    assert "and 30 of 120 score 2.5 or less with their image: the scores have two modes, and at least" in line
     # A run that resumes finds the same, and one that counts every caption is another one.
     assert train(with_all, tmp_path / "run", resume=True).folder == run.folder
     every = train(with_all, tmp_path / "every", "captions.checked=none")
@@ -255,10 +255,10 @@ def test_inspect_lists_doubted_captions_as_csv_for_a_person_to_mend(refs, corpus
     }
     assert list(rows[0]) == ["caption", "image", "score", "fits_better"]
     assert {tuple(row.values()) for row in rows} == expected
-    assert result.stderr.startswith("captions are checked, and 30 of 120 score 0 or less with their image: by ")
+    assert result.stderr.startswith("captions are checked, and 30 of 120 score 2.5 or less with their image: the ")
     # What a person reads, and what a program does.
     line = inspect(tmp_path / "cache", *data).stdout
-    assert "captions are checked, and 30 of 120 score 0 or less" in line.replace("\n", " ")
+    assert "captions are checked, and 30 of 120 score 2.5 or less" in line.replace("\n", " ")
     assert json.loads(inspect(tmp_path / "cache", *data, "--json").stdout)["captions"]["doubted"] == 30
     assert "captions" not in json.loads(inspect(tmp_path / "cache", "--json").stdout)
 

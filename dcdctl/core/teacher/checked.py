@@ -26,6 +26,9 @@ NUM_DRAWN = 4096
 """Other pairs that are drawn where a teacher scores every pair."""
 LOW = (0.25, 0.5)
 """Where the scores with other images are cut: this share of the wrong captions lies below, and few right ones do."""
+MODES_APART = math.sqrt(12)
+"""Distance of the means of a uniform distribution cut in two, in standard deviations of a half; of a normal one it is
+2.65."""
 COST = 3.0
 """A wrong caption that is kept costs as much as two right ones that are not: it teaches about two images what is not
 so, and a right caption that is doubted may be picked for its image again."""
@@ -140,21 +143,60 @@ def check_captions(corpus: Corpus, scores: TeacherScores, checked: float | Liter
 
 
 def find_limit(own_C: Values, other_P: Values) -> Limit:
-    """The limit for captions with these scores, by the scores of captions with images that are not theirs.
-
-    A wrong caption is scored with its image as with any other one. So half of them lie below the median of the others,
-    and right ones rarely do: that gives the number of wrong captions (Storey 2002), and with it how many lie above each
-    limit. The limit keeps most right captions for the wrong ones that it lets through. Every
-    caption counts where too few of those above it can be expected to be right.
+    """The limit for captions with these scores, between the two modes of their scores if there are two, or by the
+    scores of captions with images that are not theirs.
 
     >>> others, right = np.linspace(-1, 1, 201), np.full(600, 3.0)
-    >>> find_limit(np.concatenate([right, np.linspace(-1, 1, 400)]), others).value, find_limit(right, others).value
-    (1.0, -inf)
+    >>> find_limit(np.concatenate([right, np.linspace(-1, 1, 401)]), others).value, find_limit(right, others).value
+    (1.5, -inf)
     """
     num_own, num_others = len(own_C), len(other_P)
     if min(num_own, num_others) < FEWEST_SCORED:
         scored = f"{num_own:,} with own images and {num_others:,} with others"
         return Limit(value=-np.inf, reason=f"the scores, {scored}, are fewer than {FEWEST_SCORED} each")
+    return _between_modes(own_C, other_P) or _above_others(own_C, other_P)
+
+
+def _between_modes(own_C: Values, other_P: Values) -> Limit | None:
+    """The limit half way between the means of two groups of scores; None if they are one mode that was cut in two.
+
+    It finds errors that are near as well, such as one wrong word: these score above any other image. The means of two
+    modes are further apart than those of a uniform distribution cut in two, in standard deviations of a group (Ashman
+    et al. 1994).
+    """
+    low, high = own_C.min(), own_C.max()
+    while True:
+        is_low_C = own_C <= (low + high) / 2
+        if is_low_C.all() or not is_low_C.any():
+            return None
+        before, (low, high) = (low, high), (own_C[is_low_C].mean(), own_C[~is_low_C].mean())
+        if before == (low, high):
+            break
+    spread = np.sqrt((own_C[is_low_C].var() + own_C[~is_low_C].var()) / 2)
+    limit, num_own, num_low = float(low + high) / 2, len(own_C), int(is_low_C.sum())
+    # A symmetric lower mode has as many above the limit as below its mirror image; and no smaller share than others.
+    mirrored = 2 * np.median(own_C[is_low_C]) - limit
+    share_above = float((other_P > limit).mean())
+    most_wrong = max(
+        num_own * float(at_most((own_C <= mirrored).sum(), num_own)),
+        num_low * share_above / max(1 - share_above, 1 / num_own),
+    )
+    right = 1 - most_wrong / (num_own - num_low)
+    if high - low <= MODES_APART * spread or right < PRECISION:
+        return None
+    reason = f"the scores have two modes, and at least {math.floor(100 * right)}% of the others are of the higher one"
+    return Limit(value=limit, reason=reason)
+
+
+def _above_others(own_C: Values, other_P: Values) -> Limit:
+    """The limit by the scores with images that are not theirs, for modes that overlap.
+
+    A wrong caption is scored with its image as with any other one. So half of them lie below the median of the others,
+    and right ones rarely do: that gives the number of wrong captions (Storey 2002), and with it how many lie above each
+    limit. The limit keeps most right captions for the wrong ones that it lets through. Every caption counts where too
+    few of those above it can be expected to be right.
+    """
+    num_own, num_others = len(own_C), len(other_P)
     # Each different own score is a limit, and so is one below all of them, which keeps every caption.
     limit_N = np.concatenate([[-np.inf], np.unique(own_C)])
     kept_N = num_own - np.searchsorted(np.sort(own_C), limit_N, side="right")
@@ -171,8 +213,9 @@ def find_limit(own_C: Values, other_P: Values) -> Limit:
     right = num_right / max(kept_N[best], 1)
     by = f"by {num_others:,} scores with other images"
     if right < PRECISION or num_right < FEWEST_RIGHT * num_own:
-        reason = f"{by}, right captions cannot be told from wrong ones"
-        return Limit(value=-np.inf, reason=reason)
+        return Limit(value=-np.inf, reason=f"{by}, right captions cannot be told from wrong ones")
+    if not best:
+        return Limit(value=-np.inf, reason=f"{by}, none scores as low as wrong ones do")
     reason = f"{by}, at least {math.floor(100 * right)}% of the others are expected to be right"
     return Limit(value=float(limit_N[best]), reason=reason)
 
