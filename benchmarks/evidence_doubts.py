@@ -43,8 +43,8 @@ def write(steps: Sequence[Step], work: Path, results: Path) -> str:
 
 
 def shares_table(steps: Sequence[Step], results: Path) -> str:
-    """For each table, the RSUM of some rows as a share of that of clean captions, seed by seed. Of both rows of clean
-    captions, the better one with the same seed counts."""
+    """For each table, the RSUM of some rows as a share of that of clean captions, seed by seed. The better one of both
+    rows of clean captions counts, with the same seed."""
     rsum: dict[tuple[str, str, int], float] = {}
     for step in steps:
         if step.table and (results / step.short / "result.json").exists():

@@ -41,13 +41,13 @@ WRITTEN = {
 """Files that commands write or answer with, and those of a model's folder."""
 EXAMPLES = {
     "ckpt": "",
-    "csv": "captions",
+    "csv": "captions doubted",
     "jpg": "hubble_deep_field rocket",
     "png": "astronaut brick camera chelsea clock_motion coffee grass gravel",
     "toml": "clip",
     "txt": "queries",
 }
-"""Files that a reader may have, and those of the photos in README."""
+"""Files that a reader has or makes, and those of the photos in README."""
 NOT_HERE = {
     f"{name}.{ending}" for files in (WRITTEN, EXAMPLES) for ending, names in files.items() for name in names.split(" ")
 }

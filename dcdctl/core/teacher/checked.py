@@ -216,7 +216,8 @@ def _above_others(own_C: Values, other_P: Values) -> Limit:
         return Limit(value=-np.inf, reason=f"{by}, right captions cannot be told from wrong ones")
     if not best:
         return Limit(value=-np.inf, reason=f"{by}, none scores as low as wrong ones do")
-    reason = f"{by}, at least {math.floor(100 * right)}% of the others are expected to be right"
+    expected = f"at least {math.floor(100 * right)}% of the others are right if wrong ones score as these do"
+    reason = f"{by}, {expected}"
     return Limit(value=float(limit_N[best]), reason=reason)
 
 
