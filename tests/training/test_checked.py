@@ -223,6 +223,22 @@ def test_a_limit_without_scores_is_refused(refs, corpus, tmp_path):
         train(of_pool, tmp_path / "run", "loss.terms={ kl = 1.0 }", "captions.checked=0.5", "pool.images=4")
 
 
+def test_a_limit_above_all_scores_is_refused_and_the_scores_stay(refs, tmp_path):
+    """Four scored images of a caption are too few for a pick."""
+    few = "candidates.per_query=3"
+    with_all = cached(refs, tmp_path / "cache", few)
+    message = (
+        "captions.checked is 5.0, and captions of two .*: 120 of 120 score no higher with their image; set it lower"
+    )
+    for sets in ([], LISTS):
+        with pytest.raises(ConfigError, match=message):
+            train(with_all, tmp_path / "run", few, "captions.checked=5", *sets)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=message):
+        train(refs, tmp_path / "rounds", *BY_START, few, "captions.checked=5")
+    assert read_cache(tmp_path / "rounds-rounds" / "cache-1").num_pairs == 4 * 120
+
+
 def test_doubted_captions_say_nothing_about_the_picks_of_a_pool(corpus, true_C, tmp_path):
     """All captions' images by the corpus, a fourth of which are wrong, make half of the picks look wrong."""
     pool = make_pool(tmp_path / "pool", [captions_of(image) for image in range(NUM_IMAGES)], has_colors=True)

@@ -36,11 +36,18 @@ FEWEST_CAPTIONS = 100
 
 def check_of(recipe: Recipe, corpus: Corpus, scores: TeacherScores | None) -> CheckedCaptions | None:
     """Which captions of a corpus count for a training. None if no score tells, or no loss reads which image a caption
-    belongs to."""
-    checked = recipe.captions.checked
-    if checked is None or scores is None or corpus.is_pool or not recipe.loss.with_positive:
+    belongs to. ConfigError for a limit above which there are too few."""
+    limit = recipe.captions.checked
+    if limit is None or scores is None or corpus.is_pool or not recipe.loss.with_positive:
         return None
-    return check_captions(corpus, scores, checked)
+    checked = check_captions(corpus, scores, limit)
+    if len(np.setdiff1d(checked.image_C, NO_PICK)) < min(2, corpus.num_images):
+        raise ConfigError(
+            f"captions.checked is {limit}, and captions of two images or more must count: "
+            f"{checked.num_doubted:,} of {corpus.num_captions:,} score no higher with their image",
+            hint="set it lower, or to auto",
+        )
+    return checked
 
 
 def choose_threshold(
