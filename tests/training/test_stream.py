@@ -309,6 +309,7 @@ def test_a_shard_that_has_changed_refuses_to_resume(tars, tmp_path):
             {},
             "loss.temperature auto needs a prepared corpus",
         ),
+        (["captions.checked=0.5"], {}, "captions.checked needs a prepared corpus"),
         (["candidates.duplicate_bits=3"], {}, "candidates.duplicate_bits needs a prepared corpus"),
         (
             ["model.kind=fusion", *NOT_FUSION, *NOT_NEW, "model.start=teacher"],

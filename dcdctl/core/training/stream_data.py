@@ -46,6 +46,7 @@ def check(plan: TrainingPlan) -> None:
         (recipe.loss.on_lists, losses, "set loss.terms to infonce, or with a teacher to kl"),
         (recipe.model.starts_from_teacher, "model.start teacher", "name another start"),
         (recipe.loss.temperature == "auto", "loss.temperature auto", "set a number"),
+        (isinstance(recipe.captions.checked, int | float), "captions.checked", LEAVE_OUT),
         (recipe.candidates.duplicate_bits is not None, "candidates.duplicate_bits", LEAVE_OUT),
         (plan.options.compute.features is not None, "--features", LEAVE_OUT),
         (refs.split != "train", f"--split {refs.split}", LEAVE_OUT),
