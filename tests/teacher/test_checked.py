@@ -197,6 +197,16 @@ def test_no_caption_moves_where_picks_are_not_sure(corpus):
     assert str(checked).endswith("; 0 of these have a sure pick and count for it")
 
 
+def test_a_teacher_of_every_pair_picks_only_among_as_many_as_it_can_score(corpus, monkeypatch):
+    true_C = true_images(corpus, 30)
+    monkeypatch.setattr("dcdctl.core.teacher.checked.MOST_LOOKED_UP", 31 * NUM_IMAGES)
+    assert check_captions(corpus, ScoreTable(scored(true_C)), "auto").num_picked >= 30
+    monkeypatch.setattr("dcdctl.core.teacher.checked.MOST_LOOKED_UP", 29 * NUM_IMAGES)
+    assert check_captions(corpus, ScoreTable(scored(true_C)), "auto").num_picked == 0
+    some = ScoreTable(some_of(scored(true_C), corpus, true_C))
+    assert check_captions(corpus, some, "auto").num_picked >= 30
+
+
 def test_a_number_is_the_limit_and_scores_that_equal_it_are_doubted(corpus):
     scores = ScoreTable(np.where(np.arange(500) < 20, 1.0, 2.0) * np.ones((NUM_IMAGES, 1)))
     checked = check_captions(corpus, scores, 1.0)

@@ -24,6 +24,9 @@ FEWEST_SCORED = 100
 """Scores of own images, and of other ones, below which no share of wrong captions can be estimated."""
 NUM_DRAWN = 4096
 """Other pairs that are drawn where a teacher scores every pair."""
+MOST_LOOKED_UP = 2**30
+"""Pairs of doubted captions and images that a teacher of every pair scores to pick: seconds by vectors, and half an
+hour by late interaction on a few cores. With more, doubted captions have no pick."""
 LOW = (0.25, 0.5)
 """Where the scores with other images are cut: this share of the wrong captions lies below, and few right ones do."""
 MODES_APART = math.sqrt(12)
@@ -130,7 +133,8 @@ def check_captions(corpus: Corpus, scores: TeacherScores, checked: float | Liter
     doubted = np.flatnonzero(is_doubted_C)
     image_C, picked_above = corpus.caption_image.copy(), None
     image_C[doubted] = NO_PICK
-    if len(doubted):
+    is_short = scores.scored_pairs is not None or len(doubted) * corpus.num_images <= MOST_LOOKED_UP
+    if len(doubted) and is_short:
         # By the scores of the doubted captions alone: kept ones would have to have as many scored images.
         picks = find_picks(scores, corpus, doubted)
         picked_above = find_threshold(picks, PRECISION).value
