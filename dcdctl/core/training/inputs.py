@@ -98,6 +98,14 @@ class InputRefs:
         folder = self.validation_data[0] if self.validation_data else Path(*self.places)
         return folder, split_to_measure(folder, "" if self.validation_data else self.split)
 
+    @property
+    def has_images_alone(self) -> bool:
+        """Whether the corpus to evaluate on is a folder of images without texts."""
+        if self.measured is None:
+            return False
+        folder, split = self.measured
+        return not read_corpus_json(folder).splits[split].captions
+
     def evaluation_of(self, model: str, *more: str, cache: str) -> str:
         """The commands that evaluate a model on `measured`, joined as a shell takes them.
 

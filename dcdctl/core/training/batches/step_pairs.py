@@ -263,7 +263,7 @@ def _micro_batches_by_side(
     for image_rows, text_rows in zip(plan.row_ranges(len(images)), plan.row_ranges(len(texts)), strict=True):
         yield MicroBatch(
             images=source.images(images[_computed(image_rows)]),
-            texts=_texts(source, texts[_computed(text_rows)]),
+            texts=_texts(source, texts[_computed(text_rows)] if len(texts) else texts),
             image_ix_RC=NO_PAIRS,
             text_ix_RC=NO_PAIRS,
             row_ranges=(image_rows, text_rows),
