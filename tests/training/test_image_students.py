@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from encoders import TEXT, save_vision
-from families import FAMILIES, frozen_dual
+from families import frozen_dual
+from made_index import build_of, searcher_of, update
 from tiny import make_corpus, make_pool, make_wide_dual
 from training_steps import distill
 from transformers import BertConfig
@@ -81,13 +82,34 @@ def test_it_speaks_the_space_of_its_teacher_until_its_texts_are_trained(folder, 
         space.check(models.load_dual(trained.folder), "a query encoder")
 
 
+def test_an_index_of_the_student_is_searched_by_the_teachers_texts_and_by_its_query_student(folder, run, tmp_path):
+    corpus, teacher = Corpus.open(folder / "data", "train"), models.load_dual(folder / "large")
+    index = build_of(run.folder, folder / "data", tmp_path / "index")
+    found = searcher_of(index.folder).by_texts(TEXTS, corpus.num_images)
+    (small, _), (_, text) = (vectors(model, corpus) for model in (models.load_dual(run.folder), teacher))
+    expected = (text @ small.T).sort(dim=1, descending=True).values
+    torch.testing.assert_close(
+        torch.tensor([[hit.score for hit in answer.hits] for answer in found]), expected, rtol=0, atol=2e-3
+    )
+    size = models.QuerySize(hidden_size=16, num_layers=0)
+    query = models.new_query(models.QuerySpace.of(teacher), size, tokenizer=models.word_piece(TEXTS, 60))
+    models.save(query, tmp_path / "query")
+    searcher = searcher_of(update(index.folder, query_model=str(tmp_path / "query")).folder)
+    with torch.no_grad():
+        text = query.embed_texts(query.preprocess.texts(TEXTS))
+    expected = (text @ small.T).sort(dim=1, descending=True).values
+    found = searcher.by_texts(TEXTS, corpus.num_images)
+    torch.testing.assert_close(
+        torch.tensor([[hit.score for hit in answer.hits] for answer in found]), expected, rtol=0, atol=2e-3
+    )
+
+
 @pytest.mark.parametrize("trained", ["projections", "last-layers"])
 def test_stored_features_change_the_vectors_by_rounding_alone(folder, tmp_path, trained):
     parts = [f"model.trained={trained}", f"model.trained_layers={'none' if trained == 'projections' else 1}"]
     sets = [*parts, "optimizer.steps=4"]
-    stored = train(
-        folder, tmp_path / "stored", *sets, options=TrainingOptions(compute=Compute(features=tmp_path / "f"))
-    )
+    options = TrainingOptions(compute=Compute(features=tmp_path / "features"))
+    stored = train(folder, tmp_path / "stored", *sets, options=options)
     read = train(folder, tmp_path / "read", *sets)
     corpus = Corpus.open(folder / "data", "train")
     sides = [vectors(models.load_dual(each.folder), corpus) for each in (stored, read)]
