@@ -30,6 +30,7 @@ PLANS = [
     "elsewhere",
     "fair",
     "flickr8k",
+    "images",
     "pools",
     "queries",
     "scenes",
