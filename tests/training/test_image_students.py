@@ -144,7 +144,6 @@ def test_a_teacher_that_is_not_over_two_encoders_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (["loss.terms={ infonce = 1.0 }"], "model.text is teacher, for a student of the teacher's image vectors"),
         (["model.projection_dim=64"], "model.projection_dim is for texts of its own, and model.text is teacher"),
         (["model.max_text_len=24"], "model.max_text_len is for texts of its own, and model.text is teacher"),
         (["model.vision="], "model.vision and model.text go together"),
@@ -156,6 +155,17 @@ def test_settings_that_an_image_student_has_not_are_refused(sets, message):
 
 
 def test_no_teacher_and_two_teachers_are_refused(folder, tmp_path):
-    for teachers in ([], [str(folder / "large")] * 2):
-        with pytest.raises(ConfigError, match="needs the vectors of one dual teacher"):
+    for teachers, found in ([], "none"), ([str(folder / "large")] * 2, "2"), (["scenes-vilt"], "1 of another kind"):
+        with pytest.raises(ConfigError, match=f"the text side of one dual encoder, and --teacher names {found}"):
             distill(InputRefs(data=folder / "data", teachers=teachers), tmp_path / "run", recipe="image-student")
+
+
+def test_captions_train_the_images_alone_where_a_loss_reads_them(folder, tmp_path):
+    corpus = make_corpus(tmp_path / "captioned", [[text] for text in TEXTS], has_colors=True)
+    refs = InputRefs(data=corpus.folder, teachers=[str(folder / "large")])
+    for terms in ("{ infonce = 1.0 }", "{ infonce = 1.0, kl = 1.0, embedding-mse = 1.0 }"):
+        sets = [f"model.vision={folder / 'small'}", *SMALL, "model.trained=all", "model.trained_layers=none"]
+        sets += [f"loss.terms={terms}", "batch.size=4", "optimizer.steps=3"]
+        trained = distill(refs, tmp_path / str(len(terms)), *sets, recipe="image-student")
+        teacher, student = (models.load_dual(ref) for ref in (folder / "large", trained.folder))
+        assert torch.equal(vectors(student, corpus)[1], vectors(teacher, corpus)[1])

@@ -86,7 +86,7 @@ class CorpusData:
             return Teachers(start=inputs.load_teacher(caches, track))
         is_query, has_texts = recipe.model.learns_teacher_space, recipe.model.has_teacher_texts
         needs_vectors = bool(recipe.loss.vector_terms) and not is_query
-        duals = inputs.load_dual_teachers(with_vectors=needs_vectors)
+        duals = inputs.load_dual_teachers(with_vectors=needs_vectors or has_texts)
         check_embedding(duals)
         first: Any = duals[0][1]
         return Teachers(

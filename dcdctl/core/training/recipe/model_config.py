@@ -332,12 +332,6 @@ class DualConfig(TwoTowerConfig):
         return self.start == "new" and self.text == TEACHER
 
     def check(self, recipe: Recipe) -> None:
-        if self.has_teacher_texts and not recipe.loss.vector_terms:
-            raise ConfigError(
-                "model.text is teacher, for a student of the teacher's image vectors, and loss.terms has "
-                f"{', '.join(recipe.loss.terms)}",
-                hint="add embedding-cosine",
-            )
         if recipe.loss.dims and not recipe.loss.of_scores:
             raise ConfigError(
                 f"loss.dims is for losses of scores, and loss.terms has {', '.join(recipe.loss.terms)}, which take "
