@@ -23,6 +23,7 @@ from PIL import Image
 
 CAPTIONED, FOLDER, DEV = 1000, 5000, 1000
 FEATURES = ("--features", "features")
+BF16 = ("--precision", "bf16")
 VAL = ("--data", "data/few", "--split", "val", *FEATURES)
 TABLE = "Photos that no model has seen, val"
 LARGE = "the large model, over frozen ResNet-50"
@@ -72,8 +73,9 @@ def _of_seed(seed: int) -> Iterator[Step]:
     yield _image_student(seed, "image", IMAGES, ("--max-images", str(FOLDER)))
     linear = _on_captions("linear", "vision", LINEAR, seed)
     yield linear
-    trained = sets(model__trained="last-layers", model__trained_layers=1, optimizer__lr=3e-4, optimizer__epochs=20)
-    words = ("photos", "--data", "data/few", *FEATURES, *sets(model__start=linear.out, seed=seed), *trained)
+    # The layers and the learning rate of the plan `towers`.
+    trained = sets(model__trained="last-layers", model__trained_layers=2, optimizer__lr=3e-4, optimizer__epochs=15)
+    words = ("photos", "--data", "data/few", *FEATURES, *sets(model__start=linear.out, seed=seed), *trained, *BF16)
     yield Step(f"runs/alone-{seed}", "distill", words, (linear.out,), TABLE, ALONE, LARGE, VAL)
 
 
@@ -86,6 +88,6 @@ def _on_captions(name: str, vision: str, label: str, seed: int) -> Step:
 
 def _image_student(seed: int, name: str, label: str, some: tuple[str, ...]) -> Step:
     large = f"runs/large-{seed}"
-    settings = (*sets(model__vision="vision", seed=seed), "--precision", "bf16")
+    settings = (*sets(model__vision="vision", seed=seed), *BF16)
     words = ("image-student", "--data", "data/folder", *some, "--teacher", large, *settings, *FEATURES)
     return Step(f"runs/{name}-{seed}", "distill", words, ("data/folder", large), TABLE, label, LARGE, VAL)
