@@ -8,6 +8,7 @@
         (and the options of flickr8k)
     python benchmarks/evidence.py towers --work work/towers --lite2 DIR --resnet50 DIR (and the options of flickr8k)
     python benchmarks/evidence.py wrong-captions --work work/wrong-captions (and the options of flickr8k, for photos)
+    python benchmarks/evidence.py images --work work/images --resnet50 DIR (and the options of flickr8k)
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py students --work work/students
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
@@ -40,6 +41,7 @@ import evidence_doubts
 import evidence_fair
 import evidence_flickr8k
 import evidence_forks
+import evidence_images
 import evidence_lead
 import evidence_picked
 import evidence_pools
@@ -62,6 +64,7 @@ PLANS = {
     "elsewhere": evidence_students.elsewhere,
     "fair": evidence_fair.fair,
     "flickr8k": evidence_flickr8k.flickr8k,
+    "images": evidence_images.images,
     "picked": evidence_picked.picked,
     "pools": evidence_pools.pools,
     "queries": evidence_students.queries,
@@ -253,7 +256,7 @@ def main() -> None:
     )
     parser.add_argument("--text", type=Path, help="flickr8k: folder of all-MiniLM-L6-v2")
     parser.add_argument("--lite2", type=Path, help="towers: folder of EfficientNet-Lite2")
-    parser.add_argument("--resnet50", type=Path, help="towers: folder of a ResNet-50")
+    parser.add_argument("--resnet50", type=Path, help="towers, images: folder of a ResNet-50")
     parser.add_argument("--karpathy", type=Path, help="flickr8k: dataset_flickr8k.json")
     parser.add_argument("--images", type=Path, help="flickr8k: folder or zip of the photos")
     parser.add_argument("--outside", type=Path, help="elsewhere: texts of another source, one a line (.txt)")
@@ -282,6 +285,8 @@ def main() -> None:
     if args.plan == "towers" and args.karpathy is not None:
         evidence_towers.write_inputs(args.karpathy, args.images, args.work)
         evidence_towers.write_augmented(args.images, args.work)
+    if args.plan == "images" and args.karpathy is not None:
+        evidence_images.write_inputs(args.karpathy, args.images, args.work)
     if args.plan == "clip-scenes" and not args.tables_only:
         evidence_clip.write_inputs(args.work)
     if args.plan == "elsewhere" and not args.tables_only:

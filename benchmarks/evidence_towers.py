@@ -86,14 +86,14 @@ def write_augmented(images: Path, work: Path) -> None:
             listed.append(image)
             if image["split"] == "train":
                 photo = Image.open(io.BytesIO(data)).convert("RGB")
-                for number, form in enumerate((ImageOps.mirror(photo), _part(photo, rng))):
+                for number, form in enumerate((ImageOps.mirror(photo), part_of(photo, rng))):
                     name = f"{number}-{image['filename']}"
                     form.save(work / "augmented" / name, quality=95)
                     listed.append({**image, "filename": name, "imgid": len(listed) + 100_000})
     (work / "augmented.json").write_text(json.dumps({**document, "images": listed}))
 
 
-def _part(photo: Image.Image, rng: random.Random) -> Image.Image:
+def part_of(photo: Image.Image, rng: random.Random) -> Image.Image:
     """A random part, of 60 % of the area or more and nearly the same shape; every second one mirrored."""
     area, shape = rng.uniform(0.6, 1), rng.uniform(3 / 4, 4 / 3) ** 0.5
     width = min(photo.width, round(photo.width * area**0.5 * shape))

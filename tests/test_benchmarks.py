@@ -34,6 +34,7 @@ PLANS = [
     "elsewhere",
     "fair",
     "flickr8k",
+    "images",
     "pools",
     "queries",
     "scenes",

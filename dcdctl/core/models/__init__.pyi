@@ -4,7 +4,7 @@ from .dual import DualEncoder, prefix_vectors
 from .dual_scorer import DualScorer, pair_products, vector_states
 from .families.coattention import FusionSize
 from .families.coattention_scorer import CoAttentionScorer
-from .families.frozen_dual import FrozenDual, new_frozen_dual
+from .families.frozen_dual import FrozenDual, new_frozen_dual, new_image_student
 from .families.late_dual import new_late
 from .families.new_coattention import new_coattention
 from .families.query import QuerySize, new_query, with_queries
@@ -122,6 +122,7 @@ __all__ = [
     "new_coattention",
     "new_dual",
     "new_frozen_dual",
+    "new_image_student",
     "new_late",
     "new_query",
     "new_vilt",

@@ -64,6 +64,9 @@ class DualEncoder(RetrievalModel):
         self.projection: nn.Linear | None = None
         self.sigmoid_bias: nn.Parameter | None = None
         """The `logit_bias` of a network that has none of its own, saved in dcdctl.json."""
+        self.space_of: str | None = None
+        """The digest of the model whose vectors an image student gives: what embeds the texts of that model, such as a
+        query encoder, goes with both. Saved in dcdctl.json."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.network).__name__}, {self.embedding_dim} numbers per vector)"
@@ -90,9 +93,10 @@ class DualEncoder(RetrievalModel):
 
     @property
     def settings(self) -> Table:
-        """As of every model, and the bias."""
+        """As of every model, and the bias and the space."""
         bias = {} if self.sigmoid_bias is None else {"logit_bias": self.sigmoid_bias.item()}
-        return {**super().settings, **bias}
+        space = {} if self.space_of is None else {"space_of": self.space_of}
+        return {**super().settings, **bias, **space}
 
     def start_as_siglip(self) -> None:
         """Give a new model a bias, and the scale and bias with which SigLIP starts: 10 and -10 (Zhai et al. 2023,
@@ -140,7 +144,9 @@ class DualEncoder(RetrievalModel):
 
     def forward(self, images: ImageBatch | States, texts: TextBatch | States) -> tuple[Tensor, Tensor]:
         """The vectors of a batch, I x D and T x D."""
-        return self.embed_images(images), self.embed_texts(texts)
+        images_ID = self.embed_images(images)
+        # Text encoders reject empty batches, which a training on images alone has.
+        return images_ID, self.embed_texts(texts) if len(texts) else images_ID.new_empty(0, self.embedding_dim)
 
     def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:
         """The vectors of all images and texts, I x D and T x D, float32."""
@@ -169,8 +175,10 @@ class DualEncoder(RetrievalModel):
         nn.init.eye_(self.projection.weight)
 
     def project(self, vectors_ND: Tensor) -> Tensor:
-        """The vectors after that map, N x E, float32, also under autocast."""
-        assert self.projection is not None
+        """The vectors after that map, N x E, float32, also under autocast; without a map, for a student in the
+        teacher's own space, the vectors."""
+        if self.projection is None:
+            return vectors_ND.float()
         with torch.autocast(vectors_ND.device.type, enabled=False):
             return self.projection(vectors_ND.float())
 

@@ -379,6 +379,8 @@ def _load_folder(folder: Path, family: Family, overrides: Table) -> Model:
         model: Any = family.load(str(source), overrides, saved)
     if saved is not None and "logit_bias" in saved:
         model.add_bias(saved["logit_bias"])
+    if saved is not None and "space_of" in saved:
+        model.space_of = saved["space_of"]
     return model
 
 

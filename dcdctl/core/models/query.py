@@ -67,7 +67,7 @@ class QuerySpace:
                 dim=teacher.embedding_dim,
                 logit_scale=teacher.logit_scale.item(),
                 logit_bias=None if teacher.logit_bias is None else teacher.logit_bias.item(),
-                teacher=teacher.digest,
+                teacher=teacher.space_of or teacher.digest,
             )
         if teacher.vectors_scale is not None:
             raise ModelError(

@@ -163,8 +163,8 @@ def _embedded(
         if vectors_ND is None:
             vectors_ND = vectors.new_empty(sum(map(len, batches)), vectors.shape[1])
         vectors_ND[torch.as_tensor(batch, device=vectors.device)] = vectors
-    assert vectors_ND is not None
-    return vectors_ND
+    # A folder of images alone has no captions.
+    return torch.empty(0, 0) if vectors_ND is None else vectors_ND
 
 
 def _batches(indices: Sequence[int], compute: Compute, size: int = DEFAULT_BATCH_SIZE) -> list[Sequence[int]]:

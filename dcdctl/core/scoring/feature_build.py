@@ -153,7 +153,8 @@ def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     """
     corpus, folder = source.corpus, planned.folder
     lengths = np.ones(corpus.num_captions, dtype=np.int64)
-    if not encoders.pools_texts:
+    # A folder of images alone has no texts.
+    if corpus.num_captions and not encoders.pools_texts:
         texts = range(corpus.num_captions)
         masks = (source.texts(texts[start : start + TEXT_CHUNK]).attention_mask for start in texts[::TEXT_CHUNK])
         lengths = torch.cat([mask.sum(dim=1) for mask in masks]).numpy()

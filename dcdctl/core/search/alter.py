@@ -163,7 +163,8 @@ def load_query(document: IndexDocument, ref: str | None) -> Any:
     query: Any = models.load(ref, kind="query")
     # Of an index of short vectors, the length of the model's is not known here; its fingerprint is.
     dim = indexed.dim if document.settings.dims is None else query.space.dim
-    query.space.check(replace(query.space, kind=indexed.kind, dim=dim, teacher=indexed.fingerprint), ref)
+    teacher = indexed.space_of or indexed.fingerprint
+    query.space.check(replace(query.space, kind=indexed.kind, dim=dim, teacher=teacher), ref)
     return query
 
 

@@ -259,9 +259,10 @@ def _new_index(
             f"dims is {settings.dims}, and the vectors of the model have {dim} numbers",
             hint=f"set it to at most {dim}, or leave it out",
         )
+    space_of = model.space_of if model.has_one_vector else None
     document = IndexDocument(
         generation=0,
-        model=IndexedModel(kind=model.kind, dim=settings.dims or dim, fingerprint=model.digest),
+        model=IndexedModel(kind=model.kind, dim=settings.dims or dim, fingerprint=model.digest, space_of=space_of),
         precision=precision,
         settings=settings,
         sources=(),

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import pyarrow as pa
 
 from dcdctl.core import files
-from dcdctl.core.config import NOT_EMPTY, Constraint, Key, Natural, between, settle_fields
+from dcdctl.core.config import NOT_EMPTY, OMITTED, Constraint, Key, Natural, between, settle_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.columns.where import BUILT_IN, COLUMN_TYPES
@@ -85,6 +85,8 @@ class IndexedModel:
     dim: Annotated[int, between(1, 2**16 - 1)]
     """Numbers of a stored vector, or of a token."""
     fingerprint: Annotated[str, FINGERPRINT]
+    space_of: Annotated[str | None, OMITTED] = None
+    """The fingerprint of the large model whose vectors an image student gives, and whose query encoders read texts."""
 
     def __post_init__(self) -> None:
         settle_fields(self, "model")

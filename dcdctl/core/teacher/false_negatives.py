@@ -31,7 +31,7 @@ class FalseNegativeFilter:
     ) -> None:
         """`text_class` gives equal texts the same number. Images whose `hash_I` differ in at most `duplicate_bits` bits
         are duplicates."""
-        self._caption_image, self._num_classes = caption_image, int(text_class.max()) + 1
+        self._caption_image, self._num_classes = caption_image, int(text_class.max(initial=-1)) + 1
         self.text_class = text_class
         self._true_keys = np.unique(caption_image * self._num_classes + text_class)
         self.is_repeated_T = np.bincount(text_class)[text_class] > 1

@@ -35,7 +35,7 @@ from dcdctl.core.training.inputs import caches_of
 from dcdctl.core.training.picking import picks_line
 from dcdctl.core.training.recipe import FusionConfig, Recipe
 from dcdctl.core.training.runs import Run
-from dcdctl.core.training.settled import ScoredCorpus, Settled, choose_pairs, settle
+from dcdctl.core.training.settled import ScoredCorpus, Settled, choose_pairs, learns_images_alone, settle
 from dcdctl.core.training.training_data import Prepared, SaveFiles, Teachers, TrainingPlan
 
 IMAGE_CACHE_BYTES = 512 * 2**20
@@ -84,14 +84,15 @@ class CorpusData:
         if not self.plan.use.embeds:
             caches = [cache for part in self.parts for cache in part.caches]
             return Teachers(start=inputs.load_teacher(caches, track))
-        needs_width = bool(recipe.loss.vector_terms) and not recipe.model.learns_teacher_space
-        duals = inputs.load_dual_teachers(with_vectors=needs_width)
+        is_query, has_texts = recipe.model.learns_teacher_space, recipe.model.has_teacher_texts
+        needs_vectors = bool(recipe.loss.vector_terms) and not is_query
+        duals = inputs.load_dual_teachers(with_vectors=needs_vectors or has_texts)
         check_embedding(duals)
         first: Any = duals[0][1]
         return Teachers(
-            start=first if recipe.model.learns_teacher_space else None,
+            start=first if is_query or has_texts else None,
             duals=duals,
-            vector_width=first.embedding_dim if needs_width else None,
+            vector_width=first.embedding_dim if needs_vectors and not has_texts else None,
         )
 
     def _is_asked_for(self, part: ScoredCorpus) -> bool:
@@ -279,7 +280,8 @@ def _check_parts(plan: TrainingPlan, corpora: Sequence[Corpus], cached: Sequence
 def _check_pool(plan: TrainingPlan, pool: Corpus, *, is_alone: bool, has_cache: bool) -> None:
     """ConfigError if the loss needs of a pool what it has not."""
     loss, name = plan.recipe.loss, f"{shown(pool.folder)} is a pool: no text of it belongs to an image"
-    if not pool.num_images or not pool.num_captions:
+    needs_texts = not learns_images_alone(plan.recipe)
+    if not pool.num_images or (needs_texts and not pool.num_captions):
         lacks = "images" if pool.num_captions else "texts"
         raise ConfigError(f"{shown(pool.folder)} has no {lacks}", hint=f"prepare it with {lacks}")
     is_pseudo = plan.recipe.pool.pseudo_positive_above is not None

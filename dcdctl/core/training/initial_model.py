@@ -61,6 +61,8 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Start, track: T
             return _make_query(recipe, config, captions, teacher)
         case LateConfig() as config:
             return _make_late(recipe, config, captions, track)
+        case DualConfig(has_teacher_texts=True) as config:
+            return _make_image_student(recipe, config, teacher)
         case DualConfig() as config:
             return _make_dual(recipe, config, captions, track)
 
@@ -123,20 +125,35 @@ def _make_dual(recipe: Recipe, config: TwoTowerConfig, captions: Sequence[str], 
     if dual is None:
         raise model.not_trained()
     dual.keep_layers(config.vision_layers, config.text_layers)
+    # Its texts are trained too, so it leaves the space that it was made for.
+    dual.space_of = None
     if config.dropout is not None:
         model.set_dropout(config.dropout)
     if config.frozen_encoders:
         return model  # made so
     # After the dropout, whose setting copies the network: an adapted one has other modules.
-    parts = TrainedParts(
+    dual.set_trained(_trained_parts(recipe, config))
+    return model
+
+
+def _trained_parts(recipe: Recipe, config: TwoTowerConfig) -> TrainedParts:
+    return TrainedParts(
         which=config.trained,
         num_layers=config.trained_layers or 0,
         rank=config.lora_rank,
         alpha=config.lora_alpha,
         seed=recipe.seed,
     )
-    dual.set_trained(parts)
-    return model
+
+
+def _make_image_student(recipe: Recipe, config: DualConfig, teacher: Start) -> DualEncoder:
+    """A dual encoder whose images are learned and whose texts are the teacher's, unchanged."""
+    assert isinstance(teacher, DualEncoder)
+    student = models.new_image_student(config.vision, teacher, features=_feature_spec(config), seed=recipe.seed)
+    student.set_dropout(config.dropout or 0.0)
+    if not config.frozen_encoders:
+        student.set_trained(_trained_parts(recipe, config))
+    return student
 
 
 def _make_late(recipe: Recipe, config: LateConfig, captions: Sequence[str], track: Track) -> Model:

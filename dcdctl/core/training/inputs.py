@@ -98,6 +98,14 @@ class InputRefs:
         folder = self.validation_data[0] if self.validation_data else Path(*self.places)
         return folder, split_to_measure(folder, "" if self.validation_data else self.split)
 
+    @property
+    def has_images_alone(self) -> bool:
+        """Whether the corpus to evaluate on is a folder of images without texts."""
+        if self.measured is None:
+            return False
+        folder, split = self.measured
+        return not read_corpus_json(folder).splits[split].captions
+
     def evaluation_of(self, model: str, *more: str, cache: str) -> str:
         """The commands that evaluate a model on `measured`, joined as a shell takes them.
 
@@ -203,7 +211,8 @@ class TeacherUse:
         # come from a cache only.
         is_asked = recipe.needs_scores and not inputs.caches and not recipe.model.starts_from_teacher
         scores_batches = has_models and is_asked
-        needs_vectors = bool(recipe.loss.vector_terms) or recipe.model.learns_teacher_space
+        model = recipe.model
+        needs_vectors = bool(recipe.loss.vector_terms) or model.learns_teacher_space or model.has_teacher_texts
         return cls(scores_batches, embeds=scores_batches or (has_models and needs_vectors))
 
 
@@ -225,6 +234,13 @@ def check_teachers(recipe: Recipe, inputs: InputRefs, use: TeacherUse) -> None:
             f"a query encoder speaks the space of one model, and --teacher names {found}",
             hint="name a dual encoder or a late-interaction model, which embeds the images",
         )
+    has_texts = recipe.model.has_teacher_texts
+    if has_texts and (num_models != 1 or kinds & {"fusion", "late"}):
+        raise ConfigError(
+            f"model.text is teacher, the text side of one dual encoder, and --teacher names {num_models or 'none'}"
+            + (" of another kind" if num_models == 1 else ""),
+            hint="name one dual encoder with --teacher",
+        )
     if recipe.loss.vector_terms and not is_query and (num_models != 1 or kinds & {"fusion", "late"}):
         raise ConfigError(
             f"loss {', '.join(recipe.loss.vector_terms)} needs the vectors of one dual teacher",
@@ -242,7 +258,7 @@ def check_teachers(recipe: Recipe, inputs: InputRefs, use: TeacherUse) -> None:
                 way = f"{PROPOSALS}, or {way}"
             raise ConfigError(f"{asks} needs the teacher's scores", hint=way)
         check_margin(recipe)
-    elif recipe.loss.vector_terms or is_query:
+    elif recipe.loss.vector_terms or is_query or has_texts:
         return
     elif duals and inputs.caches:
         raise ConfigError(

@@ -21,6 +21,8 @@ def command_after_training(job: TrainingJob, refs: InputRefs) -> str:
         if load_recipe(job.recipe, job.sets).model.learns_teacher_space:
             teacher = next(iter(refs.teachers), "TEACHER")
             return refs.evaluation_of(teacher, "--query-model", run, cache=cache)
+        if refs.has_images_alone:
+            return shlex.join(["dcdctl", "index", run, "--images", *refs.places, "--out", "INDEX"])
         return refs.evaluation_of(run, cache=cache)
     words = ["dcdctl", "cache-teacher", "--teacher", str(job.out), *flags(*corpus_flags(refs.places, refs.split))]
     return shlex.join([*words, "--recipe", "RECIPE", "--out", "CACHE"])

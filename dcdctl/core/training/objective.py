@@ -59,12 +59,15 @@ class PairObjective:
         dims = self.config.dims
         terms = mean_over_widths(outputs, dims, of_width) if dims else of_width(outputs)
         if batch.teacher_images_IE is not None:
-            assert batch.teacher_texts_TE is not None
             assert model.as_dual is not None
             project = model.as_dual.project
             # Of full width: the teacher's vectors have one width, to which all numbers of the student's are projected.
             teachers = batch.teacher_images_IE, batch.teacher_texts_TE
-            sides = [(project(student), teacher) for student, teacher in zip(outputs, teachers, strict=True)]
+            sides = [
+                (project(student), teacher)
+                for student, teacher in zip(outputs, teachers, strict=True)
+                if teacher is not None
+            ]
             for name in self.config.vector_terms:
                 of_sides = torch.stack([VECTOR_LOSSES[name](*side) for side in sides])
                 terms[name] = self.config.terms[name] * of_sides.mean()

@@ -21,7 +21,7 @@ from dcdctl.core.teacher import (
     false_negative_filter,
     measure_spread,
 )
-from dcdctl.core.training.batches.all_pairs import AllPairs
+from dcdctl.core.training.batches.all_pairs import AllPairs, ImagesAlone
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.pool import PickedPairs, PoolLists, PoolPairs
 from dcdctl.core.training.batches.step_pairs import StepPairs
@@ -154,6 +154,11 @@ def make_objective(recipe: Recipe, corpora: Sequence[Corpus], *, has_scores: boo
     return PairObjective(loss.with_terms(of_pairs, 1 - pool.weight), loss.with_terms(of_pool, pool.weight))
 
 
+def learns_images_alone(recipe: Recipe) -> bool:
+    """Whether the loss reads no text: an image student without a loss of scores."""
+    return recipe.model.has_teacher_texts and not recipe.loss.of_scores
+
+
 def choose_pairs(
     corpus: Corpus,
     recipe: Recipe,
@@ -181,6 +186,8 @@ def _pairs_of(
     mined: Candidates | None,
     image_T: Indices | None,
 ) -> StepPairs:
+    if learns_images_alone(recipe):
+        return ImagesAlone(corpus, recipe, None, false_negatives)
     if corpus.is_pool:
         threshold = recipe.pool.pseudo_positive_above
         if isinstance(threshold, int | float) and scores is not None:

@@ -40,6 +40,7 @@ def check(plan: TrainingPlan) -> None:
     needs_corpus = (
         (plan.job.kind != "distill", "finetune-teacher", "use `dcdctl distill`"),
         (recipe.model.learns_teacher_space, "model.kind query", "set it to dual"),
+        (recipe.model.has_teacher_texts, "model.text teacher", "name a text encoder"),
         (refs.pool is not None, "--pool", LEAVE_OUT),
         (bool(refs.caches), "--cache", "leave it out; a dual --teacher scores the batches of a stream"),
         (len(refs.teachers) > 1, "an average of several --teacher", "name one"),

@@ -6,12 +6,15 @@ Shape letters: I images, T texts, V image tokens, L text tokens, D length of the
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.model import seeded
 from dcdctl.core.models.networks import backbones
@@ -71,6 +74,16 @@ class FrozenDual(ModelOverEncoders, TowerDual):
         self._lower = (
             LowerLayers(self.encoder_pair, self.towers, parts.num_layers) if parts.num_layers < shallower else None
         )
+        if self.space_of is not None:
+            self.freeze_texts()
+
+    def freeze_texts(self) -> None:
+        """Leave the text side unchanged in training, with the logit scale and the bias."""
+        projections = self.network.projections
+        frozen = [*self.network.text.parameters(), *projections.text_projection.parameters(), projections.logit_scale]
+        for parameter in [*frozen, *([] if self.sigmoid_bias is None else [self.sigmoid_bias])]:
+            parameter.requires_grad_(False)
+        self.train(self.training)
 
     def set_dropout(self, probability: float) -> None:
         """Set the dropout of the features."""
@@ -142,6 +155,38 @@ def new_frozen_dual(
     # Only a pass shows whether an encoder takes what its processor makes.
     backbones.check_sides(preprocess, (vision_ref, dual.embed_images), (text_ref, dual.embed_texts))
     return dual
+
+
+def new_image_student(
+    vision_ref: str, teacher: DualEncoder, *, features: FeatureSpec = AS_IT_IS, seed: int = 0
+) -> FrozenDual:
+    """A dual encoder over a pretrained vision encoder, whose texts are the teacher's: a copy of its text side that no
+    training changes. Only the projection of images is new.
+
+    ModelError for a teacher that is not over two encoders: the text side of any other one is no encoder and one linear
+    layer.
+    """
+    if not isinstance(teacher, FrozenDual):
+        raise ModelError(
+            f"model.text is teacher, and the text side of a {teacher.config['model_type']} cannot be copied",
+            hint="name a dual encoder over two encoders with --teacher, such as a run of photos",
+        )
+    vision, sides = backbones.load_vision(vision_ref, features), teacher.network.projections
+    text = copy.deepcopy(teacher.network.text)
+    with seeded(seed):
+        network = FrozenDualNetwork(vision, text, dataclasses.replace(sides.size, dropout=0.0))
+    network.projections.text_projection.load_state_dict(sides.text_projection.state_dict())
+    network.projections.logit_scale.data.copy_(sides.logit_scale.data)
+    preprocess = dataclasses.replace(
+        teacher.preprocess, image_processor=backbones.load_processor(vision_ref, vision.config)
+    )
+    student = FrozenDual(network, preprocess)
+    if teacher.sigmoid_bias is not None:
+        student.add_bias(teacher.sigmoid_bias.item())
+    student.space_of = teacher.space_of or teacher.digest
+    student.freeze_texts()
+    backbones.check_sides(preprocess, (vision_ref, student.embed_images), ("the teacher", student.embed_texts))
+    return student
 
 
 def load(ref: str, table: Table, saved: Table | None) -> FrozenDual:

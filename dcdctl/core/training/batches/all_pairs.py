@@ -132,6 +132,40 @@ class AllPairs(PairGrid):
         return image_batches(self._neighbors, self._has_text_I.copy(), self.config.size, rng)
 
 
+class ImagesAlone(StepPairs):
+    """Images without texts, each in at most one batch of an epoch, for a loss of their vectors."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.config = fit_size(self.recipe.batch, self.corpus.num_images)
+        self.batches_per_epoch = float(self.corpus.num_images // self.config.size)
+
+    @property
+    def size_of_step(self) -> tuple[int, int]:
+        return self.config.size, 0
+
+    def of_step(self, step: int) -> PairsOfStep:
+        """Images, and no pair."""
+        epoch, position = divmod(step, int(self.batches_per_epoch))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._rng(0, epoch).permutation(self.corpus.num_images)
+        start = position * self.config.size
+        image_Q1 = np.sort(self._order[start : start + self.config.size])[:, None]
+        text_1G = np.empty((1, 0), dtype=np.int64)
+        teacher_QG = self._known(image_Q1, text_1G)
+        return PairsOfStep(
+            image_RC=image_Q1,
+            text_RC=text_1G,
+            teacher_RC=teacher_QG,
+            official_RC=teacher_QG,
+            same_RC=np.zeros(teacher_QG.shape, dtype=bool),
+        )
+
+    def coverage(self, num_steps: int) -> Coverage:
+        """Every image has a vector of the teacher."""
+        return Coverage(queries=1.0, of_queries="the images", scored=1.0, hint="")
+
+
 Neighbors = tuple[RaggedArray, Indices]
 """For each image, the images that it shares scored pairs with, and how many pairs."""
 

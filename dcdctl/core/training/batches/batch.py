@@ -73,7 +73,7 @@ class Batch(PairBatch):
     the pairs. None for a query encoder, whose images have these vectors."""
     teacher_texts_TE: Tensor | None = None
     """The teacher's vectors of the captions; of a late-interaction teacher those of their tokens, T x L x E, zeros for
-    padding."""
+    padding. None for an image student, whose texts have these vectors."""
 
     @property
     def scored_share(self) -> float:

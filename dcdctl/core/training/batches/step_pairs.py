@@ -201,9 +201,13 @@ class CorpusBatches(torch.utils.data.Dataset[Batch]):
         if self.vectors is None:
             return batch
         images_IE, texts_TE = self.vectors.vectors(np.unique(pairs.image_RC), np.unique(pairs.text_RC))
-        # The images of a query encoder have these vectors.
-        has_own_images = not self.pairs.recipe.model.learns_teacher_space
-        return replace(batch, teacher_images_IE=images_IE if has_own_images else None, teacher_texts_TE=texts_TE)
+        # The images of a query encoder, and the texts of an image student, have these vectors.
+        model = self.pairs.recipe.model
+        return replace(
+            batch,
+            teacher_images_IE=None if model.learns_teacher_space else images_IE,
+            teacher_texts_TE=None if model.has_teacher_texts else texts_TE,
+        )
 
 
 @dataclass
@@ -270,7 +274,7 @@ def _micro_batches_by_side(
     for image_rows, text_rows in zip(plan.row_ranges(len(images)), plan.row_ranges(len(texts)), strict=True):
         yield MicroBatch(
             images=source.images(images[_computed(image_rows)]),
-            texts=source.texts(texts[_computed(text_rows)]),
+            texts=_texts(source, texts[_computed(text_rows)] if len(texts) else texts),
             image_ix_RC=NO_PAIRS,
             text_ix_RC=NO_PAIRS,
             row_ranges=(image_rows, text_rows),
@@ -283,7 +287,12 @@ def _read(
 ) -> tuple[ImageBatch | States, TextBatch | States, Tensor, Tensor]:
     """The distinct images and captions of pairs, and the indices of each pair's among them."""
     (images, image_ix_RC), (texts, text_ix_RC) = _distinct(image_RC), _distinct(text_RC)
-    return source.images(images), source.texts(texts), *_broadcast(image_ix_RC, text_ix_RC)
+    return source.images(images), _texts(source, texts), *_broadcast(image_ix_RC, text_ix_RC)
+
+
+def _texts(source: Reader, text_ix: Indices) -> TextBatch | States:
+    """Texts of a source; a training on images alone has none."""
+    return source.texts(text_ix) if len(text_ix) else NO_TEXTS
 
 
 def _distinct(ix_RC: Indices) -> tuple[Indices, Tensor]:

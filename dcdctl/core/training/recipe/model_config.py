@@ -29,6 +29,8 @@ from dcdctl.core.toml import apply_sets
 if TYPE_CHECKING:  # a recipe has a model
     from dcdctl.core.training.recipe.recipe import Recipe
 
+TEACHER = "teacher"
+"""The value of `start` and `text` that stands for the teacher, and for its text side."""
 LORA = TrainedParts(which="lora")
 """The defaults of adapters."""
 
@@ -44,7 +46,7 @@ _NEW_QUERY_LAYERS = OnlyIf(
     "new layers, or 0 for none; `text` has its own (model.text_layers)",
 )
 _TWO_ENCODERS = "model.vision and model.text"
-_TWO_FROZEN = f"{_TWO_ENCODERS}, with model.frozen_encoders"
+_TWO_FROZEN = f"{_TWO_ENCODERS}, with model.frozen_encoders or model.text teacher"
 _OVER_TWO_FROZEN = OnlyIf(lambda model: model.is_over_two_frozen, f"new models over {_TWO_FROZEN}")
 _FUSION_OVER_TWO_FROZEN = OnlyIf(lambda model: model.is_over_two_frozen, f"a new fusion model over {_TWO_FROZEN}")
 _FUSION_OVER_TWO_ENCODERS = OnlyIf(
@@ -56,6 +58,7 @@ _NEW_DUAL_OVER_TWO_ENCODERS = OnlyIf(
     f"a new model over {_TWO_ENCODERS}; of a pretrained start, model.trained projections keeps the encoders",
 )
 _PRETRAINED_TOWERS = OnlyIf(lambda model: model.has_pretrained_towers, "a dual encoder with a pretrained start")
+_OWN_TEXT = OnlyIf(lambda model: not model.has_teacher_texts, "texts of its own, and model.text is teacher")
 _PRETRAINED_TEXT = OnlyIf(lambda model: bool(model.text), "a pretrained model.text")
 _LAST_LAYERS = OnlyIf(lambda model: model.trained == "last-layers", "model.trained last-layers, and it is {trained}")
 _LORA = OnlyIf(lambda model: model.trained == "lora", "model.trained lora, and it is {trained}")
@@ -95,13 +98,13 @@ class AnyModelConfig:
     text: Annotated[str, _START_IS_NEW] = ""
     """start new: model reference of a pretrained text encoder; empty for a small new one. fusion: the co-attention
     layers between `vision` and `text` have hidden_size, num_layers, num_heads and dropout. query: alone; `teacher` for
-    the teacher's own."""
+    the teacher's own. dual: also `teacher`, for the teacher's text side, which stays unchanged: an image student."""
     hidden_size: Annotated[Width, _NEW_LAYERS] = 128
     """new models: width of the layers."""
     num_heads: Annotated[Width, _NEW_HEADS] = 4
     """new models: attention heads per layer."""
     # The length of METER and ViLT in retrieval.
-    max_text_len: Annotated[Width, _START_IS_NEW] = 40
+    max_text_len: Annotated[Width, _START_IS_NEW, _OWN_TEXT] = 40
     """new models: maximum number of word pieces of a caption, special tokens included; the rest is cut off."""
     vocab_size: Annotated[int, between(1, 2**20), _NEW_TEXT] = 4000
     """new models: maximum number of word pieces, trained on the captions of the train split."""
@@ -127,6 +130,11 @@ class AnyModelConfig:
     def starts_from_teacher(self) -> bool:
         """Whether the initial model is the fusion teacher of the scores."""
         return self.start == "teacher"
+
+    @property
+    def has_teacher_texts(self) -> bool:
+        """Whether the texts are the teacher's and stay unchanged, as for an image student."""
+        return False
 
     @property
     def has_new_layers(self) -> bool:
@@ -230,8 +238,8 @@ class ImageTextConfig(AnyModelConfig):
 
     @property
     def is_over_two_frozen(self) -> bool:
-        """Whether new layers are trained over two frozen encoders."""
-        return bool(self.vision) and self.frozen_encoders
+        """Whether new layers are trained over two encoders, of which at least the text encoder is frozen."""
+        return bool(self.vision) and (self.frozen_encoders or self.has_teacher_texts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +291,7 @@ class TwoTowerConfig(ImageTextConfig):
     """dual: layers of the start's image encoder to keep, counted from 0; empty for all."""
     text_layers: Annotated[tuple[Natural, ...], ASCENDING, _PRETRAINED_TOWERS] = ()
     """dual: layers of the start's text encoder to keep, counted from 0; empty for all."""
-    projection_dim: Annotated[Width, _START_IS_NEW] = 256
+    projection_dim: Annotated[Width, _START_IS_NEW, _OWN_TEXT] = 256
     """dual: width of the vectors."""
     num_text_layers: Annotated[Repeated, _NEW_LAYERS] = 2
     """dual: layers of the text encoder."""
@@ -318,6 +326,10 @@ class DualConfig(TwoTowerConfig):
     """The `[model]` table of a dual encoder: what is trained."""
 
     kind: Literal["dual"] = "dual"
+
+    @property
+    def has_teacher_texts(self) -> bool:
+        return self.start == "new" and self.text == TEACHER
 
     def check(self, recipe: Recipe) -> None:
         if recipe.loss.dims and not recipe.loss.of_scores:
