@@ -9,6 +9,9 @@
     python benchmarks/evidence.py towers --work work/towers --lite2 DIR --resnet50 DIR (and the options of flickr8k)
     python benchmarks/evidence.py wrong-captions --work work/wrong-captions (and the options of flickr8k, for photos)
     python benchmarks/evidence.py images --work work/images --resnet50 DIR (and the options of flickr8k)
+    python benchmarks/evidence.py noisy-weights --work work/noisy-weights
+    python benchmarks/evidence.py fewer-questions --work work/fewer-questions
+    python benchmarks/evidence.py ten-thousand --work work/ten-thousand
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py students --work work/students
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
@@ -16,11 +19,12 @@
     python benchmarks/evidence.py flickr8k --work work/flickr8k --table "Dual students, 6,000 photos"
     python benchmarks/evidence.py flickr8k --work work/flickr8k --tables-only
 
-Every step is a `dcdctl` command that could be typed in the work folder. A killed plan resumes: finished steps are
-skipped, and an unfinished step is resumed. Runs without a published result come first. --jobs steps run at the same
-time with one thread each, and their cost is given in processor seconds. The folder docs/evidence/results/PLAN receives
-run.json, result.json and the cost of every run, the comparisons, the tables and the plot. The plan `students` also
-times its models with `dcdctl bench`, at its end, and writes lead.md with two plots; run these steps on an idle machine.
+Every step is a `dcdctl` command that could be typed in the work folder, or `chosen_pairs.py`. A killed plan resumes:
+finished steps are skipped, and an unfinished step is resumed. Runs without a published result come first. --jobs steps
+run at the same time with one thread each, and their cost is given in processor seconds. The folder
+docs/evidence/results/PLAN receives run.json, result.json and the cost of every run, the comparisons, the tables and the
+plot. The plan `students` also times its models with `dcdctl bench`, at its end, and writes lead.md with two plots; run
+these steps on an idle machine.
 """
 
 from __future__ import annotations
@@ -43,11 +47,14 @@ import evidence_flickr8k
 import evidence_forks
 import evidence_images
 import evidence_lead
+import evidence_noisy_weights
 import evidence_picked
 import evidence_pools
+import evidence_questions
 import evidence_scenes
 import evidence_students
 import evidence_tables
+import evidence_ten_thousand
 import evidence_towers
 import evidence_weights
 import evidence_wrong
@@ -59,18 +66,22 @@ from dcdctl.core import artifacts
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "evidence" / "results"
+CHOSEN_PAIRS = ROOT / "benchmarks" / "chosen_pairs.py"
 PLANS = {
     "clip-scenes": evidence_clip.clip_scenes,
     "elsewhere": evidence_students.elsewhere,
     "fair": evidence_fair.fair,
+    "fewer-questions": evidence_questions.fewer_questions,
     "flickr8k": evidence_flickr8k.flickr8k,
     "images": evidence_images.images,
+    "noisy-weights": evidence_noisy_weights.noisy_weights,
     "picked": evidence_picked.picked,
     "pools": evidence_pools.pools,
     "queries": evidence_students.queries,
     "scenes": evidence_scenes.scenes,
     "small": evidence_scenes.small,
     "students": evidence_students.students,
+    "ten-thousand": evidence_ten_thousand.ten_thousand,
     "towers": evidence_towers.towers,
     "weights": evidence_weights.weights,
     "wrong-captions": evidence_wrong.wrong_captions,
@@ -78,6 +89,9 @@ PLANS = {
 PARTS = {
     "fair": {evidence_fair.TABLE.format(size): evidence_fair.PARTS for size in evidence_fair.SIZES},
     "clip-scenes": dict.fromkeys((evidence_clip.TABLE, evidence_clip.HOLD_OUT), evidence_clip.PARTS),
+    "fewer-questions": evidence_questions.PARTS,
+    "noisy-weights": dict.fromkeys(evidence_noisy_weights.TABLES, evidence_noisy_weights.PARTS),
+    "ten-thousand": {evidence_ten_thousand.TABLE: evidence_ten_thousand.PARTS},
     "wrong-captions": dict.fromkeys(evidence_wrong.TABLES, evidence_wrong.PARTS),
 }
 """Differences of rows that a plan reports besides those from the base of a table."""
@@ -105,7 +119,8 @@ class Workspace:
         if step.command == "bench":
             return (self._timed(step) / "bench.json").exists()
         cache = "texts.json" if "--texts" in step.words else "cache.json"
-        marker = "cost.json" if step.is_run else cache if step.command == "cache-teacher" else "corpus.json"
+        makes_cache = step.command in ("cache-teacher", evidence_questions.CHOOSE)
+        marker = "cost.json" if step.is_run else cache if makes_cache else "corpus.json"
         return (self.folder(step) / marker).exists()
 
     def is_published(self, step: Step) -> bool:
@@ -172,12 +187,16 @@ class Workspace:
         with log.open("a") as output:
             output.write("dcdctl " + " ".join(words) + "\n")
             output.flush()
-            if self.forks:
+            if self.forks and step.command != evidence_questions.CHOOSE:
                 _, status, usage = os.wait4(evidence_forks.start(words, self.work, output), 0)
                 code = os.waitstatus_to_exitcode(status)
             else:
-                command = [sys.executable, "-m", "dcdctl", *words]
-                with subprocess.Popen(command, cwd=self.work, env=environment, stdout=output, stderr=output) as process:
+                program = ["-m", "dcdctl", *words]
+                if step.command == evidence_questions.CHOOSE:
+                    program = [str(CHOSEN_PAIRS), *words[1:]]
+                with subprocess.Popen(
+                    [sys.executable, *program], cwd=self.work, env=environment, stdout=output, stderr=output
+                ) as process:
                     _, status, usage = os.wait4(process.pid, 0)
                     code = process.returncode = os.waitstatus_to_exitcode(status)
         if code:
@@ -291,11 +310,15 @@ def main() -> None:
         evidence_clip.write_inputs(args.work)
     if args.plan == "elsewhere" and not args.tables_only:
         evidence_students.write_inputs(args.karpathy, args.work)
-    if args.plan == "picked" and not args.tables_only:
+    if args.plan in ("fewer-questions", "picked", "ten-thousand") and not args.tables_only:
         evidence_picked.write_inputs(args.work)
-        if args.karpathy is not None:
-            evidence_pools.write_inputs(args.karpathy, args.images, args.work)
-            evidence_picked.write_photos(args.work)
+    if args.plan == "ten-thousand" and not args.tables_only:
+        evidence_ten_thousand.write_inputs(args.work)
+    if args.plan == "noisy-weights" and not args.tables_only:
+        wrong_captions.write_inputs(args.work)
+    if args.plan == "picked" and not args.tables_only and args.karpathy is not None:
+        evidence_pools.write_inputs(args.karpathy, args.images, args.work)
+        evidence_picked.write_photos(args.work)
     if args.plan == "wrong-captions" and not args.tables_only:
         wrong_captions.write_inputs(args.work)
         if args.karpathy is not None:
@@ -320,6 +343,8 @@ def main() -> None:
         sys.stdout.write(evidence_lead.write(steps, workspace.results))
     if args.plan == "wrong-captions":
         sys.stdout.write(evidence_doubts.write(steps, workspace.work, workspace.results))
+    if args.plan == "ten-thousand":
+        sys.stdout.write(evidence_ten_thousand.write(steps, workspace.work, workspace.results))
     say(f"{(time.perf_counter() - started) / 60:.1f} minutes")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

@@ -29,6 +29,7 @@ MORE = "Late interaction with positions, 2,000 scenes"
 TEACHER, START = "scenes-vilt", "scenes-clip"
 ALL, FEW, POOL, NONE = ("--data", "data/scenes"), ("--max-images", "128"), ("--pool", "data/pool"), "data/unpaired"
 TEST = (*ALL, "--split", "test")
+DRAWN = ("scenes", "--image-size", str(scenes_clip.SIDE_PX))
 BY_TEACHER, ALONE = ("--teacher", TEACHER), sets(loss__terms="{infonce=1.0}", loss__temperature=1.0)
 NO_POOL = sets(pool__pseudo_positive_above="none", pool__rounds="none")
 FROM_CLIP = sets(
@@ -96,20 +97,23 @@ def write_inputs(work: Path) -> None:
 
 def picked() -> list[Step]:
     """The scenes, seed by seed, then the photos."""
-    drawn = ("scenes", "--image-size", str(scenes_clip.SIDE_PX))
-    size = sets(counts__train=1024, counts__val=0, counts__test=500)
+    steps = corpora()
     more = sets(counts__train=16, counts__val=0, counts__test=2000)
-    steps = [
-        Step("data/scenes", "prepare", (*drawn, *size)),
-        Step("data/more", "prepare", (*drawn, *more)),
-    ]
-    for name in ("pool", "unpaired"):
-        words = ("--images", f"photos/scenes-{name}", "--queries", f"scenes-{name}.txt", "--hold-out", "0")
-        steps.append(Step(f"data/{name}", "prepare", words))
+    steps.append(Step("data/more", "prepare", (*DRAWN, *more)))
     steps.append(_eval("start", START, DUAL, ZERO_SHOT, f"{OF_128}, no teacher", ("data/scenes",)))
     for seed in SEEDS:
         steps += [*_dual(seed), *_late(seed)]
     return [*steps, *photos()]
+
+
+def corpora() -> list[Step]:
+    """The captioned scenes, and the pools."""
+    size = sets(counts__train=1024, counts__val=0, counts__test=500)
+    steps = [Step("data/scenes", "prepare", (*DRAWN, *size))]
+    for name in ("pool", "unpaired"):
+        words = ("--images", f"photos/scenes-{name}", "--queries", f"scenes-{name}.txt", "--hold-out", "0")
+        steps.append(Step(f"data/{name}", "prepare", words))
+    return steps
 
 
 def _eval(

@@ -25,7 +25,7 @@ scenes, and from the rows of the plans `picked` and `towers` that are equal to t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import evidence_towers
@@ -131,11 +131,7 @@ OTHERS = tuple(f"runs/others-{seed}" for seed in SEEDS)
 
 def wrong_captions() -> list[Step]:
     """Shuffled captions of scenes, first for late interaction; then the kinds of errors, and the photos."""
-    size = sets(counts__train=0, counts__val=0, counts__test=NUM_TEST)
-    steps = [Step("data/scenes", "prepare", ("scenes", "--image-size", str(scenes_clip.SIDE_PX), *size))]
-    for corpus in (*(f"shuffled-{share}" for share in SHARES), *KINDS):
-        words = ("--jsonl", f"{corpus}.jsonl", "--images", "photos/scenes")
-        steps.append(Step(f"data/{corpus}", "prepare", words))
+    steps = corpora((*(f"shuffled-{share}" for share in SHARES), *KINDS))
     for student in STUDENTS:
         for share in SHARES:
             corpus, table = f"shuffled-{share}", student.table(SHUFFLED.format(share))
@@ -158,6 +154,16 @@ def wrong_captions() -> list[Step]:
     steps += map(_few_scores, KINDS)
     steps += [step for rows in kinds for step in rows.further()]
     return [*steps, *photos()]
+
+
+def corpora(names: Iterable[str]) -> list[Step]:
+    """The test scenes, and the training scenes with captions of these kinds."""
+    size = sets(counts__train=0, counts__val=0, counts__test=NUM_TEST)
+    steps = [Step("data/scenes", "prepare", ("scenes", "--image-size", str(scenes_clip.SIDE_PX), *size))]
+    for name in names:
+        words = ("--jsonl", f"{name}.jsonl", "--images", "photos/scenes")
+        steps.append(Step(f"data/{name}", "prepare", words))
+    return steps
 
 
 def _few_scores(corpus: str) -> Step:
