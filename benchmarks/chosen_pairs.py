@@ -5,7 +5,7 @@ that the cache has for it.
         --out caches/strata
 
 `dcdctl cache-teacher` scores the first images of that order, or random ones, and --scores takes the scores of planned
-pairs alone. So this script takes the scores of a wide cache, which holds more images than are wanted, and asks no
+pairs alone. So this script takes the scores of a wide cache, which holds more images than are chosen, and asks no
 teacher. Its cost is not that of a cache of these pairs: the teacher would be asked for --pairs.
 
 The new cache has the plan of the wide one, but for `max_pairs` and `extends`, so a training reads it with the recipe of
