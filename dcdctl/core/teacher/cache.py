@@ -85,6 +85,11 @@ class TeacherCache(TeacherScores):
         """The images and the captions of all pairs, sorted."""
         return self.image_P, self.text_P
 
+    @property
+    def has_drawn_pairs(self) -> bool:
+        """Whether the candidates are random images, or blocks, most of whose images are."""
+        return self.plan["candidates"]["kind"] in ("random", "blocks")
+
     def lookup(self, image_ix: Indices, text_ix: Indices) -> Scores:
         """The scores of these pairs, in their shape; NaN for pairs that the teacher has not scored."""
         images, texts = np.broadcast_arrays(*in_range(image_ix, text_ix, self.num_images, self.num_texts))
@@ -180,6 +185,11 @@ class TeacherEnsemble(AverageScores):
         """The images and the captions of the first cache's pairs that all teachers have scored."""
         first = self.teachers[0]
         return first.image_P[self._is_shared], first.text_P[self._is_shared]
+
+    @property
+    def has_drawn_pairs(self) -> bool:
+        """Whether the first cache has drawn ones, whose pairs count."""
+        return self.teachers[0].has_drawn_pairs
 
     @cached_property
     def candidates(self) -> Candidates:

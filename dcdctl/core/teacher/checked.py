@@ -126,7 +126,8 @@ def check_captions(corpus: Corpus, scores: TeacherScores, checked: float | Liter
         raise ConfigError(f"{shown(corpus.folder)} is a pool, which has no captions to check")
     own_C = scores.lookup(corpus.caption_image, np.arange(corpus.num_captions)).astype(np.float64)
     if checked == "auto":
-        limit = find_limit(own_C[~np.isnan(own_C)], _scores_of_others(corpus, scores))
+        others = _scores_of_others(corpus, scores) if scores.has_drawn_pairs else None
+        limit = find_limit(own_C[~np.isnan(own_C)], others)
     else:
         limit = Limit(value=checked, reason="captions.checked is this number")
     is_doubted_C = own_C <= limit.value
@@ -146,22 +147,26 @@ def check_captions(corpus: Corpus, scores: TeacherScores, checked: float | Liter
     return replace(found, examples=tuple(islice(found.rows(corpus), NUM_EXAMPLES)))
 
 
-def find_limit(own_C: Values, other_P: Values) -> Limit:
+def find_limit(own_C: Values, other_P: Values | None) -> Limit:
     """The limit for captions with these scores, between the two modes of their scores if there are two, or by the
-    scores of captions with images that are not theirs.
+    scores of captions with drawn images that are not theirs; None where such images were proposed.
 
     >>> others, right = np.linspace(-1, 1, 201), np.full(600, 3.0)
     >>> find_limit(np.concatenate([right, np.linspace(-1, 1, 401)]), others).value, find_limit(right, others).value
     (1.5, -inf)
     """
-    num_own, num_others = len(own_C), len(other_P)
-    if min(num_own, num_others) < FEWEST_SCORED:
-        scored = f"{num_own:,} with own images and {num_others:,} with others"
+    counts = {"own images": len(own_C)} | ({} if other_P is None else {"others": len(other_P)})
+    if min(counts.values()) < FEWEST_SCORED:
+        scored = " and ".join(f"{count:,} with {images}" for images, count in counts.items())
         return Limit(value=-np.inf, reason=f"the scores, {scored}, are fewer than {FEWEST_SCORED} each")
-    return _between_modes(own_C, other_P) or _above_others(own_C, other_P)
+    if (limit := _between_modes(own_C, other_P)) is not None:
+        return limit
+    if other_P is None:
+        return Limit(value=-np.inf, reason="the scores have one mode, and other images were proposed and not drawn")
+    return _above_others(own_C, other_P)
 
 
-def _between_modes(own_C: Values, other_P: Values) -> Limit | None:
+def _between_modes(own_C: Values, other_P: Values | None) -> Limit | None:
     """The limit half way between the means of two groups of scores; None if they are one mode that was cut in two.
 
     It finds errors that are near as well, such as one wrong word: these score above any other image. The means of two
@@ -180,11 +185,10 @@ def _between_modes(own_C: Values, other_P: Values) -> Limit | None:
     limit, num_own, num_low = float(low + high) / 2, len(own_C), int(is_low_C.sum())
     # A symmetric lower mode has as many above the limit as below its mirror image; and no smaller share than others.
     mirrored = 2 * np.median(own_C[is_low_C]) - limit
-    share_above = float((other_P > limit).mean())
-    most_wrong = max(
-        num_own * float(at_most((own_C <= mirrored).sum(), num_own)),
-        num_low * share_above / max(1 - share_above, 1 / num_own),
-    )
+    most_wrong = num_own * float(at_most((own_C <= mirrored).sum(), num_own))
+    if other_P is not None:
+        share_above = float((other_P > limit).mean())
+        most_wrong = max(most_wrong, num_low * share_above / max(1 - share_above, 1 / num_own))
     right = 1 - most_wrong / (num_own - num_low)
     if high - low <= MODES_APART * spread or right < PRECISION:
         return None

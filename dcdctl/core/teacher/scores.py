@@ -32,6 +32,12 @@ class TeacherScores(ABC):
         """The images and the captions of all pairs that have a score; None if every pair has one."""
         return None
 
+    @property
+    def has_drawn_pairs(self) -> bool:
+        """Whether a caption's other images were drawn, and not proposed by a model: a wrong caption scores with its
+        image as with a drawn one, and lower than with a proposed one."""
+        return True
+
     @abstractmethod
     def lookup(self, image_ix: Indices, text_ix: Indices) -> Scores:
         """The scores of these pairs, in their common shape; NaN for pairs without a score."""
