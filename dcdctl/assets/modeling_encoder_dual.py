@@ -47,12 +47,12 @@ def _new_encoder(config: Any) -> Any:
 
 
 class Projections(nn.Module):
-    """A linear layer for each encoder, over normalized features, and the logit scale."""
+    """A linear layer for each encoder, over normalized features or a pooled output, and the logit scale."""
 
-    def __init__(self, image_width: int, text_width: int, dim: int) -> None:
+    def __init__(self, image_width: int, text_width: int, dim: int, *, pools_texts: bool) -> None:
         super().__init__()
         self.image_projection = nn.Linear(image_width, dim)
-        self.text_projection = nn.Linear(text_width, dim)
+        self.text_projection = nn.Linear(text_width, dim, bias=not pools_texts)
         self.logit_scale = nn.Parameter(torch.zeros(()))
 
 
@@ -70,12 +70,18 @@ class EncoderDualModel(PreTrainedModel):
         self.vision, self.text = (
             _new_encoder(AutoConfig.for_model(**dict(side))) for side in (config.vision, config.text)
         )
-        for encoder in (self.vision, self.text):
+        self.pools_texts = config.projection.get("texts") == "pooled"
+        for encoder in (self.vision,) if self.pools_texts else (self.vision, self.text):
             pooler = getattr(encoder, "pooler", None)
             if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
                 encoder.register_module("pooler", None)
         self.levels = list(config.vision.get("dcdctl_levels", []))
-        self.projections = Projections(self._image_width(), self.text.config.hidden_size, config.projection_dim)
+        # SigLIP projects the pooled output inside.
+        pooled_width = getattr(self.text.config, "projection_size", None) or self.text.config.hidden_size
+        text_width = pooled_width if self.pools_texts else self.text.config.hidden_size
+        self.projections = Projections(
+            self._image_width(), text_width, config.projection_dim, pools_texts=self.pools_texts
+        )
         self.post_init()
 
     def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> Any:
@@ -84,7 +90,12 @@ class EncoderDualModel(PreTrainedModel):
         return BaseModelOutputWithPooling(features[:, None], self._project(self.projections.image_projection, features))
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
-        """`pooler_output`: unit vectors, T x D, of the mean of the real tokens; `last_hidden_state`: the tokens."""
+        """`pooler_output`: unit vectors, T x D, of the mean of the real tokens, or of the encoder's own pooled output;
+        `last_hidden_state`: the tokens."""
+        if self.pools_texts:
+            output = self.text(input_ids=input_ids, attention_mask=attention_mask)
+            vectors = functional.normalize(self.projections.text_projection(output.pooler_output), dim=-1)
+            return BaseModelOutputWithPooling(output.last_hidden_state, vectors)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         tokens = self.text(input_ids=input_ids, attention_mask=mask).last_hidden_state
         real = mask[:, :, None].to(tokens.dtype)

@@ -16,6 +16,7 @@ class ScoreTable(TeacherScores):
 
     matrix: Any
     plan: Any = None
+    has_drawn_pairs: bool = True
 
     @property
     def scored_pairs(self) -> Any:

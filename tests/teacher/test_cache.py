@@ -436,6 +436,14 @@ def test_an_extended_cache_with_pairs_that_are_no_candidates_any_more_is_intact(
     assert verify(cache.folder).problems == []
 
 
+@pytest.mark.parametrize(("kind", "are_drawn"), [("random", True), ("blocks", True), ("lexical", False)])
+def test_a_cache_knows_whether_its_other_images_were_drawn(kind, are_drawn, corpus, teacher, tmp_path):
+    config = dataclasses.replace(CONFIG, kind=kind, block_size=8)
+    cache = build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
+    assert cache.has_drawn_pairs == are_drawn
+    assert teacher_cache.TeacherEnsemble([cache, cache]).has_drawn_pairs == are_drawn
+
+
 def test_a_margin_that_drops_is_counted_in_the_seal(corpus, teacher, tmp_path):
     config = dataclasses.replace(CONFIG, relative_margin=0.1)
     cache = build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)

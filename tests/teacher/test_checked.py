@@ -69,6 +69,27 @@ def test_one_mode_of_any_form_is_not_cut_in_two():
             assert limit.reason == "by 2,000 scores with other images, none scores as low as wrong ones do"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_proposed_images_do_not_hide_two_modes(seed):
+    """Every caption scores higher with the images that a student proposes than a wrong one with its own."""
+    own, others, is_wrong = drawn(seed, 0.4)
+    assert find_limit(own, others + 8).value == -np.inf
+    limit = find_limit(own, None)
+    kept = own > limit.value
+    assert is_wrong[kept].mean() < 0.1
+    assert kept[~is_wrong].mean() > 0.9
+
+
+@pytest.mark.parametrize("right", [2.0, 6.0])
+def test_by_proposed_images_one_mode_is_not_doubted(right):
+    """Right captions score lower than the best of many images too, so nothing follows from that."""
+    for seed in range(20):
+        own, _, _ = drawn(seed, 0.0, right=right)
+        limit = find_limit(own, None)
+        assert limit.value == -np.inf
+        assert limit.reason == "the scores have one mode, and other images were proposed and not drawn"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_is_doubted_where_all_captions_are_right(seed):
     own, others, _ = drawn(seed, 0.0, right=6.0)
@@ -115,6 +136,7 @@ def test_fewer_than_a_hundred_scores_tell_nothing():
         "the scores, 99 with own images and 8,000 with others, are fewer than 100 each"
     )
     assert find_limit(drawn(0, 0.4)[0], others[:99]).value == -np.inf
+    assert find_limit(own, None).reason == "the scores, 99 with own images, are fewer than 100 each"
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +227,15 @@ def test_a_teacher_of_every_pair_picks_only_among_as_many_as_it_can_score(corpus
     assert check_captions(corpus, ScoreTable(scored(true_C)), "auto").num_picked == 0
     some = ScoreTable(some_of(scored(true_C), corpus, true_C))
     assert check_captions(corpus, some, "auto").num_picked >= 30
+
+
+def test_images_that_a_model_proposed_are_no_measure_of_wrong_captions(corpus):
+    """The same overlapping scores, of which a fifth are wrong, with drawn and with proposed images."""
+    true_C = true_images(corpus, 100)
+    scores = scored(true_C)
+    scores[true_C, np.arange(500)] -= 5.5
+    assert check_captions(corpus, ScoreTable(scores), "auto").num_doubted > 50
+    assert check_captions(corpus, ScoreTable(scores, has_drawn_pairs=False), "auto").num_doubted == 0
 
 
 def test_a_number_is_the_limit_and_scores_that_equal_it_are_doubted(corpus):

@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from encoders import TEXT, save_vision
-from families import frozen_dual
+from families import FAMILIES, frozen_dual, with_noise
 from made_index import build_of, searcher_of, update
-from tiny import make_corpus, make_pool, make_wide_dual
+from tiny import make_corpus, make_pool
 from training_steps import distill
-from transformers import BertConfig
+from transformers import AutoModel, BertConfig
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
+from dcdctl.core.export import ExportJob, export_model
+from dcdctl.core.models.networks.lower_layers import LowerLayers
+from dcdctl.core.models.networks.towers import TrainedParts
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, load_recipe
 from dcdctl.core.training.next_step import command_after_training
 
@@ -133,11 +136,60 @@ def test_the_next_command_is_an_index_because_there_are_no_captions(folder):
     assert command == f"dcdctl index {folder / 'run'} --images {folder / 'data'} --out INDEX"
 
 
-def test_a_teacher_that_is_not_over_two_encoders_is_refused(folder, tmp_path):
-    models.save(make_wide_dual(TEXTS), folder / "clip")
-    with pytest.raises(ModelError, match="the text side of a vision-text-dual-encoder cannot be copied") as error:
-        train(folder, tmp_path / "run", teacher="clip")
-    assert "such as a run of photos" in error.value.hint
+@pytest.mark.parametrize("kind", ["CLIP", "MetaCLIP 2", "SigLIP", "SigLIP 2", "dual"])
+def test_the_texts_of_a_clip_or_a_siglip_are_kept_too(kind, folder, tmp_path):
+    teacher = with_noise(FAMILIES[kind](TEXTS, tmp_path))
+    models.save(teacher, tmp_path / "large")
+    sets = ["model.trained=all", "model.trained_layers=none", "optimizer.steps=3"]
+    student = models.load_dual(train(folder, tmp_path / "run", *sets, teacher=str(tmp_path / "large")).folder)
+    corpus = Corpus.open(folder / "data", "train")
+    assert torch.equal(vectors(student, corpus)[1], vectors(models.load_dual(tmp_path / "large"), corpus)[1])
+    assert torch.equal(student.logit_scale, teacher.logit_scale)
+    assert (student.logit_bias is None) == (teacher.logit_bias is None)
+    models.QuerySpace.of(models.load_dual(tmp_path / "large")).check(student, "a query encoder")
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])
+def test_features_and_an_export_of_pooled_texts_have_their_vectors(kind, folder, tmp_path):
+    models.save(with_noise(FAMILIES[kind](TEXTS, tmp_path)), tmp_path / "large")
+    corpus = make_corpus(tmp_path / "captioned", [[text] for text in TEXTS], has_colors=True)
+    refs = InputRefs(data=corpus.folder, teachers=[str(tmp_path / "large")])
+    of_small = [f"model.vision={folder / 'small'}", *SMALL, "batch.size=4", "optimizer.steps=3"]
+    runs = []
+    for name, compute in {"stored": Compute(features=tmp_path / "features"), "read": Compute()}.items():
+        sets = [*of_small, "loss.terms={ infonce = 1.0 }", "optimizer.lr=1e-3"]
+        options = TrainingOptions(compute=compute)
+        runs.append(distill(refs, tmp_path / name, *sets, recipe="image-student", options=options))
+    losses = [json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    export_model(ExportJob(model=str(runs[0].folder), out=tmp_path / "export", to="transformers", data=corpus.folder))
+    exported = AutoModel.from_pretrained(tmp_path / "export", trust_remote_code=True)
+    student = models.load_dual(runs[0].folder)
+    batch = student.preprocess.texts(TEXTS)
+    mask = None if student.preprocess.pads_texts else batch.attention_mask
+    with torch.no_grad():
+        theirs = exported.get_text_features(input_ids=batch.input_ids, attention_mask=mask).pooler_output
+        torch.testing.assert_close(theirs, student.embed_texts(batch), rtol=0, atol=1e-6)
+
+
+def test_a_run_that_trains_the_texts_of_a_clip_stores_no_lower_layers(folder, tmp_path):
+    """What a CLIP pools follows from the ids, which stored states have not."""
+    models.save(with_noise(FAMILIES["CLIP"](TEXTS, tmp_path)), tmp_path / "large")
+    run = train(folder, tmp_path / "run", teacher=str(tmp_path / "large"))
+    student = models.load_dual(run.folder)
+    student.set_trained(TrainedParts(which="last-layers", num_layers=1))
+    assert isinstance(student.encoders, LowerLayers)
+    student.space_of = None
+    student.set_trained(TrainedParts(which="last-layers", num_layers=1))
+    assert not isinstance(student.encoders, LowerLayers)
+
+
+@pytest.mark.parametrize("kind", ["Chinese-CLIP", "ALIGN"])
+def test_a_teacher_whose_texts_are_pooled_otherwise_is_refused(kind, folder, tmp_path):
+    models.save(with_noise(FAMILIES[kind](TEXTS, tmp_path)), tmp_path / "large")
+    with pytest.raises(ModelError, match=r"the text side of a \w+ cannot be copied") as error:
+        train(folder, tmp_path / "run", teacher=str(tmp_path / "large"))
+    assert "a CLIP, a SigLIP or a dual encoder over two encoders" in error.value.hint
     assert not (tmp_path / "run").exists()
 
 

@@ -85,6 +85,12 @@ class DualEncoder(RetrievalModel):
         return scale.clamp(max=MAX_LOGIT_SCALE) if self.logit_bias is None else scale
 
     @property
+    def log_scale(self) -> nn.Parameter:
+        """The logarithm of the logit scale, as it is stored and trained."""
+        (scale,) = (each for name, each in self.network.named_parameters() if name.endswith("logit_scale"))
+        return scale
+
+    @property
     def logit_bias(self) -> Tensor | None:
         """Learned offset of all logits, 0-dimensional, of SigLIP and of a student of its loss; it changes no
         ranking."""
@@ -101,8 +107,7 @@ class DualEncoder(RetrievalModel):
     def start_as_siglip(self) -> None:
         """Give a new model a bias, and the scale and bias with which SigLIP starts: 10 and -10 (Zhai et al. 2023,
         section 3.2)."""
-        (scale,) = (each for name, each in self.network.named_parameters() if name.endswith("logit_scale"))
-        nn.init.constant_(scale, math.log(10))
+        nn.init.constant_(self.log_scale, math.log(10))
         self.add_bias(-10)
 
     def add_bias(self, value: float) -> None:

@@ -10,11 +10,13 @@ import copy
 import dataclasses
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.dual import DualEncoder
+from dcdctl.core.models.families.vision_text_dual import PADS_TEXTS, VisionTextDual
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.model import seeded
 from dcdctl.core.models.networks import backbones
@@ -29,13 +31,18 @@ from dcdctl.core.models.protocols import ExportSpec, Table
 from dcdctl.core.models.tokenizer import load_tokenizer
 from dcdctl.core.models.tower_dual import TowerDual
 
+POOLED_TEXTS = ("clip", "metaclip_2", *PADS_TEXTS, "vision-text-dual-encoder")
+"""Types of dual encoders in which one linear layer maps the pooled output of the text encoder to vectors, or nothing
+does, as in SigLIP. ALIGN and Chinese-CLIP take the state of the first token."""
+
 
 class FrozenDualNetwork(NetworkOverEncoders):
     """Two encoders and two projections; the projections are untrained."""
 
     def __init__(self, vision: PreTrainedModel, text: PreTrainedModel, size: ProjectionSize) -> None:
-        super().__init__(vision, text)
-        self.projections = EncoderProjections(self.image_width, text.config.hidden_size, size)
+        super().__init__(vision, text, pools_texts=size.texts == "pooled")
+        text_width = backbones.pooled_width(text) if self.pools_texts else text.config.hidden_size
+        self.projections = EncoderProjections(self.image_width, text_width, size)
 
     def to_table(self) -> Table:
         """The contents of config.json, besides the model's type."""
@@ -70,12 +77,18 @@ class FrozenDual(ModelOverEncoders, TowerDual):
     def set_trained(self, parts: TrainedParts) -> None:
         """Let training change only these parts of both towers."""
         super().set_trained(parts)
-        shallower = min(len(tower.layers[1]) for tower in self.towers) if parts.which == "last-layers" else 0
-        self._lower = (
-            LowerLayers(self.encoder_pair, self.towers, parts.num_layers) if parts.num_layers < shallower else None
-        )
-        if self.space_of is not None:
+        trains_texts = self.space_of is None
+        if not trains_texts:
             self.freeze_texts()
+        trained = self.towers if trains_texts else self.towers[:1]
+        shallower = min(len(tower.layers[1]) for tower in trained) if parts.which == "last-layers" else 0
+        # What a CLIP pools follows from the ids, which a state has not.
+        has_lower = parts.num_layers < shallower and not (trains_texts and self.network.pools_texts)
+        self._lower = (
+            LowerLayers(self.encoder_pair, self.towers, parts.num_layers, trains_texts=trains_texts)
+            if has_lower
+            else None
+        )
 
     def freeze_texts(self) -> None:
         """Leave the text side unchanged in training, with the logit scale and the bias."""
@@ -93,8 +106,9 @@ class FrozenDual(ModelOverEncoders, TowerDual):
 
     @property
     def logit_scale(self) -> Tensor:
-        """Factor from cosine to logit; learned, 0-dimensional, at most 100."""
-        return self.network.projections.scale
+        """Factor from cosine to logit; learned, 0-dimensional, at most 100, but with a bias."""
+        projections = self.network.projections
+        return projections.scale if self.logit_bias is None else projections.logit_scale.exp()
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D, of images or of their features."""
@@ -131,6 +145,7 @@ class FrozenDual(ModelOverEncoders, TowerDual):
             model_class="EncoderDualModel",
             processor_class="VisionTextDualEncoderProcessor",
             code="modeling_encoder_dual",
+            padded_length=self.preprocess.max_text_len if self.preprocess.pads_texts else None,
             timm_config=config if config.model_type == backbones.TIMM else None,
         )
 
@@ -163,30 +178,41 @@ def new_image_student(
     """A dual encoder over a pretrained vision encoder, whose texts are the teacher's: a copy of its text side that no
     training changes. Only the projection of images is new.
 
-    ModelError for a teacher that is not over two encoders: the text side of any other one is no encoder and one linear
-    layer.
+    ModelError for a teacher whose text side is not an encoder and one linear layer.
     """
-    if not isinstance(teacher, FrozenDual):
+    if not isinstance(teacher, FrozenDual) and teacher.config["model_type"] not in POOLED_TEXTS:
         raise ModelError(
             f"model.text is teacher, and the text side of a {teacher.config['model_type']} cannot be copied",
-            hint="name a dual encoder over two encoders with --teacher, such as a run of photos",
+            hint="name a CLIP, a SigLIP or a dual encoder over two encoders with --teacher, such as a run of photos",
         )
-    vision, sides = backbones.load_vision(vision_ref, features), teacher.network.projections
-    text = copy.deepcopy(teacher.network.text)
+    assert isinstance(teacher, FrozenDual | VisionTextDual)
+    vision, text = backbones.load_vision(vision_ref, features), copy.deepcopy(teacher.towers[1].module)
+    size, projection = _text_side(teacher)
     with seeded(seed):
-        network = FrozenDualNetwork(vision, text, dataclasses.replace(sides.size, dropout=0.0))
-    network.projections.text_projection.load_state_dict(sides.text_projection.state_dict())
-    network.projections.logit_scale.data.copy_(sides.logit_scale.data)
+        network = FrozenDualNetwork(vision, text, size)
+    network.projections.text_projection.load_state_dict(projection)
+    network.projections.logit_scale.data.copy_(teacher.log_scale.reshape(()))
     preprocess = dataclasses.replace(
         teacher.preprocess, image_processor=backbones.load_processor(vision_ref, vision.config)
     )
     student = FrozenDual(network, preprocess)
-    if teacher.sigmoid_bias is not None:
-        student.add_bias(teacher.sigmoid_bias.item())
+    if teacher.logit_bias is not None:
+        student.add_bias(teacher.logit_bias.item())
     student.space_of = teacher.space_of or teacher.digest
     student.freeze_texts()
     backbones.check_sides(preprocess, (vision_ref, student.embed_images), ("the teacher", student.embed_texts))
     return student
+
+
+def _text_side(teacher: FrozenDual | VisionTextDual) -> tuple[ProjectionSize, Table]:
+    """How the student projects texts, and the weights of that."""
+    if isinstance(teacher, FrozenDual):
+        sides = teacher.network.projections
+        return dataclasses.replace(sides.size, dropout=0.0), sides.text_projection.state_dict()
+    size = ProjectionSize(projection_dim=teacher.embedding_dim, dropout=0.0, texts="pooled")
+    # SigLIP has the projection inside its text encoder, whose pooled outputs are vectors.
+    projection = getattr(teacher.network, "text_projection", None)
+    return size, {"weight": torch.eye(teacher.embedding_dim)} if projection is None else projection.state_dict()
 
 
 def load(ref: str, table: Table, saved: Table | None) -> FrozenDual:
@@ -200,4 +226,7 @@ def load(ref: str, table: Table, saved: Table | None) -> FrozenDual:
     tokenizer = load_tokenizer(overrides.tokenizer or ref)
     processor = backbones.load_processor(ref, network.vision.config)
     length = overrides.max_text_len or saved["max_text_len"]
-    return FrozenDual(network, fitted_preprocess(tokenizer, processor, network.text.config, max_text_len=length))
+    preprocess = fitted_preprocess(tokenizer, processor, network.text.config, max_text_len=length)
+    # The mean of tokens is that of real ones, also over the text encoder of a SigLIP.
+    pads_texts = network.pools_texts and network.text.config.model_type.removesuffix("_text_model") in PADS_TEXTS
+    return FrozenDual(network, dataclasses.replace(preprocess, pads_texts=pads_texts))

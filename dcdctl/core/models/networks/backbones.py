@@ -356,6 +356,11 @@ def _output_width(encoder: PreTrainedModel) -> int:
     return int(sizes[-1])
 
 
+def pooled_width(text: PreTrainedModel) -> int:
+    """Width of a text encoder's pooled output; SigLIP projects it inside."""
+    return int(getattr(text.config, "projection_size", None) or text.config.hidden_size)
+
+
 def drop_pooler(encoder: nn.Module) -> None:
     """Remove a pooler with parameters, which would never have a gradient where tokens alone are read."""
     pooler = getattr(encoder, "pooler", None)
@@ -364,15 +369,15 @@ def drop_pooler(encoder: nn.Module) -> None:
 
 
 class NetworkOverEncoders(nn.Module):
-    """A network over a vision and a text encoder whose tokens alone are read."""
+    """A network over a vision and a text encoder whose tokens alone are read; or, of texts, the pooled output alone."""
 
     vision: PreTrainedModel
     text: PreTrainedModel
 
-    def __init__(self, vision: PreTrainedModel, text: PreTrainedModel) -> None:
+    def __init__(self, vision: PreTrainedModel, text: PreTrainedModel, *, pools_texts: bool = False) -> None:
         super().__init__()
-        self.vision, self.text = vision, text
-        for encoder in (vision, text):
+        self.vision, self.text, self.pools_texts = vision, text, pools_texts
+        for encoder in (vision,) if pools_texts else (vision, text):
             drop_pooler(encoder)
         self.image_width = image_width(vision)
 
@@ -389,24 +394,32 @@ class EncoderPair:
     text: PreTrainedModel
     image_width: int
     preprocess: Preprocess
-    pools_texts = False
+    pools_texts: bool = False
+    """Whether a caption has one feature, the pooled output of its encoder."""
 
     @property
     def digest(self) -> str:
         """SHA-256 of all that decides the features of an image and a caption."""
         both = nn.ModuleDict({"vision": self.vision, "text": self.text})
-        return digest_of(both, config=config_tables(self.vision, self.text), preprocess=self.preprocess.settings)
+        # An entry only where it is true, so that stored features of tokens stay valid.
+        pooled = {"features": self._kind} if self.pools_texts else {}
+        config = {**config_tables(self.vision, self.text), **pooled}
+        return digest_of(both, config=config, preprocess=self.preprocess.settings)
 
     @property
     def text_digest(self) -> str:
         """SHA-256 of all that decides the features of a caption."""
-        config = {"text": config_tables(self.vision, self.text)["text"], "features": "tokens"}
+        config = {"text": config_tables(self.vision, self.text)["text"], "features": self._kind}
         return digest_of(self.text, config=config, preprocess=text_settings(self.preprocess.settings))
+
+    @property
+    def _kind(self) -> str:
+        return "pooled" if self.pools_texts else "tokens"
 
     @property
     def text_width(self) -> int:
         """Width of the text features."""
-        return int(self.text.config.hidden_size)
+        return pooled_width(self.text) if self.pools_texts else int(self.text.config.hidden_size)
 
     @property
     def is_frozen(self) -> bool:
@@ -425,6 +438,12 @@ class EncoderPair:
         return States.of_full(vision_tokens(self.vision, pixels, self.image_width))
 
     def text_features(self, texts: TextBatch) -> States:
-        """Features of T captions, T x L x W."""
-        output = self.text(input_ids=texts.input_ids, attention_mask=attention_mask(self.text, texts))
-        return texts.states(output.last_hidden_state)
+        """Features of T captions, T x L x W, or pooled ones, T x 1 x W."""
+        # A model that attends to the padding gets no mask.
+        mask = None if self.preprocess.pads_texts else attention_mask(self.text, texts)
+        output = self.text(input_ids=texts.input_ids, attention_mask=mask)
+        return (
+            States.of_full(output.pooler_output[:, None])
+            if self.pools_texts
+            else texts.states(output.last_hidden_state)
+        )

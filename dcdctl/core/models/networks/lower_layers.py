@@ -27,22 +27,28 @@ class LowerLayers:
     """The `encoders` of a dual encoder over two encoders of which the last layers are trained.
 
     A feature of an image is its whole state as one token, I x 1 x W: W is the size of a feature map, or that of all
-    tokens. Features of captions are T x L x W.
+    tokens. Features of captions are T x L x W; without `trains_texts` those of the whole encoder.
     """
 
     pair: EncoderPair
     towers: tuple[Tower, Tower]
     num_trained: int
     """Layers at the end of each encoder that are trained, with what follows them; fewer than it has."""
-    pools_texts = False
+    trains_texts: bool = True
     is_frozen = True
+
+    @property
+    def pools_texts(self) -> bool:
+        """As of the pair."""
+        return self.pair.pools_texts
 
     @property
     def digest(self) -> str:
         """SHA-256 of all that decides the features. The trained layers do not count, so a run shares the features of
         its start."""
         both = nn.ModuleDict({"vision": self.pair.vision, "text": self.pair.text})
-        above = tuple(f"{name}.{key}" for name, side in (("vision", 0), ("text", 1)) for key in self._above(side))
+        sides = {"vision": 0, "text": 1} if self.trains_texts else {"vision": 0}
+        above = tuple(f"{name}.{key}" for name, side in sides.items() for key in self._above(side))
         tables = config_tables(self.pair.vision, self.pair.text)
         return digest_of(
             both, config=tables, preprocess=self.pair.preprocess.settings, settings=self._settings, leave_out=above
@@ -51,6 +57,8 @@ class LowerLayers:
     @property
     def text_digest(self) -> str:
         """SHA-256 of all that decides the features of a caption."""
+        if not self.trains_texts:
+            return self.pair.text_digest
         table = {"text": config_tables(self.pair.vision, self.pair.text)["text"]}
         return digest_of(
             self.pair.text,
@@ -76,7 +84,9 @@ class LowerLayers:
         return States.of_full(states.flatten(1)[:, None])
 
     def text_features(self, texts: TextBatch) -> States:
-        """The states of T captions below the trained layers, T x L x W."""
+        """The states of T captions below the trained layers, T x L x W, or the features of the pair."""
+        if not self.trains_texts:
+            return self.pair.text_features(texts)
         return texts.states(self._captured(1, lambda: self.pair.text_features(texts)))
 
     def image_output(self, features: States) -> States:
@@ -92,6 +102,8 @@ class LowerLayers:
 
     def text_output(self, features: States) -> States:
         """The features of the whole text encoder, T x L x W, from those below the trained layers."""
+        if not self.trains_texts:
+            return features
         mask = features.mask.long()
         # Only the shape and the mask count: what is computed of these ids is replaced.
         with self._replaced(1, features.tokens.float()):
@@ -99,7 +111,8 @@ class LowerLayers:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        return {"features": "lower layers", "trained_layers": self.num_trained}
+        texts = {} if self.trains_texts else {"texts": "whole"}
+        return {"features": "lower layers", "trained_layers": self.num_trained, **texts}
 
     def _num_lower(self, side: int) -> int:
         return len(self.towers[side].layers[1]) - self.num_trained

@@ -71,7 +71,8 @@ class ModelOverEncoders(RetrievalModel):
     @property
     def encoder_pair(self) -> EncoderPair:
         """Both encoders, whatever of them is trained."""
-        return EncoderPair(self.network.vision, self.network.text, self.network.image_width, self.preprocess)
+        network = self.network
+        return EncoderPair(network.vision, network.text, network.image_width, self.preprocess, network.pools_texts)
 
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:

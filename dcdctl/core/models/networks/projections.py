@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ class ProjectionSize:
     """Length of the vectors."""
     dropout: Fraction = 0.5
     """Dropout of the features: without it a linear layer memorizes a few thousand captions."""
+    texts: Literal["mean", "pooled"] = "mean"
+    """What of a text encoder is projected: the normalized mean of its tokens; or, as in a CLIP, its own pooled output
+    as it is, without a bias."""
 
     def __post_init__(self) -> None:
         settle_fields(self)
@@ -45,7 +49,7 @@ class EncoderProjections(nn.Module):
         self.size = size
         self.dropout = nn.Dropout(size.dropout)
         self.image_projection = nn.Linear(image_width, size.projection_dim)
-        self.text_projection = nn.Linear(text_width, size.projection_dim)
+        self.text_projection = nn.Linear(text_width, size.projection_dim, bias=size.texts == "mean")
         self.logit_scale = nn.Parameter(torch.tensor(math.log(FIRST_LOGIT_SCALE)))
 
     @property
@@ -59,9 +63,11 @@ class EncoderProjections(nn.Module):
             return self._project(self.image_projection, tokens_IVW[:, 0].to(self.image_projection.weight.dtype))
 
     def project_texts(self, tokens_TLW: Tensor, mask_TL: Tensor) -> Tensor:
-        """Unit vectors, T x D, of the mean over the real tokens of text features."""
+        """Unit vectors, T x D, of the mean over the real tokens of text features, or of their one pooled output."""
         with torch.autocast(tokens_TLW.device.type, enabled=False):
             tokens_TLW = tokens_TLW.to(self.text_projection.weight.dtype)
+            if self.size.texts == "pooled":
+                return functional.normalize(self.text_projection(tokens_TLW[:, 0]), dim=-1)
             return self._project(self.text_projection, masked_mean(tokens_TLW, mask_TL))
 
     def _project(self, projection: nn.Linear, features: Tensor) -> Tensor:
