@@ -23,6 +23,7 @@ from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch
 from dcdctl.core.models.families.coattention import CoAttentionNetwork
 from dcdctl.core.models.official.meter import to_network
+from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.training.loop import make_optimizer
 from dcdctl.core.training.recipe import OptimizerConfig
 
@@ -200,7 +201,8 @@ def test_pairs_score_as_each_alone_for_any_shape(num_layers, width, num_heads, i
     )
     for parameter in network.parameters():
         parameter += 0.2 * torch.randn_like(parameter)
-    scorer = CoAttentionScorer(network, None)
+    # Nothing is tokenized or decoded here.
+    scorer = CoAttentionScorer(network, Preprocess(tokenizer=None, image_processor=None, max_text_len=9))
     lengths = torch.tensor([9, 2, 5])
     mask = (torch.arange(9) < lengths[:, None]).long()
     ids = torch.randint(3, 40, (3, 9)).masked_fill(mask == 0, 1)

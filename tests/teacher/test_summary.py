@@ -47,7 +47,7 @@ def folder(tmp_path, corpus):
         "images": 3,
         "captions": 4,
         "images_per_shard": 256,
-        "candidates": {"relative_margin": None},
+        "candidates": {"kind": "hard", "relative_margin": None},
     }
     build = Build(folder, plan, CACHE)
     build.note()
