@@ -3,6 +3,8 @@ have.
 
 A shuffled caption is on another image. The errors are in half of the captions: in ten of the twenty of each family of
 scenes, the same for each kind.
+
+    python benchmarks/wrong_captions.py work/wrong      (only writes the scenes and their captions)
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -171,3 +174,7 @@ def write_photos(work: Path) -> None:
         ]
     for name, part in parts.items():
         (work / f"{name}.json").write_text(json.dumps({**document, "images": [*part, *val]}))
+
+
+if __name__ == "__main__":
+    write_inputs(Path(sys.argv[1]))
