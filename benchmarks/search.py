@@ -3,8 +3,7 @@
     python benchmarks/search.py --images 10000 100000
     python benchmarks/search.py --images 100000 --stores 'postgresql://user@host/db?table=trial'
         'lancedb:/tmp/trial?table=trial'
-    python benchmarks/search.py --images 1000000 --kinds hnsw
-    python benchmarks/search.py --images 100000 --kinds hnsw --set hnsw.search_width=256
+    python benchmarks/search.py --images 1000000
 
 The vectors are made up, and written and searched as `dcdctl index` and `dcdctl search` do it. They are a mixture of
 2,000 centers with images around each. Centers and images have a spectrum that falls off like the principal components
@@ -214,7 +213,7 @@ def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str,
     flat = root / f"{num_images}-flat"
     parts = write_vectors(flat, num_images, mixture)
     say(f"{num_images:,} images written in {time.perf_counter() - started:.1f} s")
-    seal(flat, parts, args.dim, IndexConfig(kind="flat"))
+    seal(flat, parts, args.dim, IndexConfig(flat_up_to=num_images))
     (flat / "model").mkdir()  # stores note where it is
     bytes_of_vectors = sum(part.bytes for part in parts) / num_images
     queries_QD = mixture.queries(args.queries)
@@ -229,18 +228,13 @@ def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str,
         results.append({"images": num_images, "dim": args.dim, "kind": kind, **built, **recalls, **numbers})
 
     add("flat", {"build_seconds": 0.0, "build_processor_seconds": 0.0, "bytes": bytes_of_vectors}, (exact, *true))
-    for kind in args.kinds:
-        folder = linked(root / f"{num_images}-{kind}", flat / "vectors")
-        config = config_module.build(IndexConfig, apply_sets({"kind": kind}, args.sets))
-        wall, processor = time.perf_counter(), time.process_time()
-        seal(folder, parts, args.dim, config)
-        built = {
-            "build_seconds": time.perf_counter() - wall,
-            "build_processor_seconds": time.process_time() - processor,
-        }
-        say(f"{num_images:,} images, {kind}: built in {built['build_seconds']:.1f} s")
-        size = sum(path.stat().st_size for path in folder.glob("ann/*")) / num_images
-        add(kind, {**built, "bytes": bytes_of_vectors + size}, measure(folder, queries_QD))
+    folder = linked(root / f"{num_images}-codes", flat / "vectors")
+    wall, processor = time.perf_counter(), time.process_time()
+    seal(folder, parts, args.dim, config_module.build(IndexConfig, apply_sets({}, args.sets)))
+    built = {"build_seconds": time.perf_counter() - wall, "build_processor_seconds": time.process_time() - processor}
+    say(f"{num_images:,} images: built in {built['build_seconds']:.1f} s")
+    size = sum(path.stat().st_size for path in folder.glob("ann/*")) / num_images
+    add("codes", {**built, "bytes": bytes_of_vectors + size}, measure(folder, queries_QD))
     for url in args.stores:
         built = fill(FolderIndex.open(flat), url)
         say(f"{num_images:,} images, {open_store(url).location}: filled in {built['build_seconds']:.1f} s")
@@ -277,7 +271,6 @@ def show(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--kinds", nargs="*", default=["hnsw"], choices=["hnsw", "int8", "binary"])
     parser.add_argument(
         "--stores",
         nargs="+",

@@ -54,9 +54,7 @@ class Query:
     all_copies: Annotated[
         bool, configures("--all-copies", "Show copies and look-alikes as hits of their own, not as one.")
     ] = False
-    exact: Annotated[
-        bool, configures("--exact", "Compare all images, in place of the candidates of graphs and codes.")
-    ] = False
+    exact: Annotated[bool, configures("--exact", "Compare all images, in place of the candidates of codes.")] = False
     hybrid: Annotated[
         bool,
         configures(

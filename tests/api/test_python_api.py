@@ -203,12 +203,12 @@ def own_index(noise_index, tmp_path):
     (tmp_path / "more").mkdir()
     for path in sorted((tmp_path / "images").glob("[hijkl].png")):
         path.rename(tmp_path / "more" / path.name)
-    settings = dcdctl.IndexConfig(kind="int8", candidates=7)
+    settings = dcdctl.IndexConfig(flat_up_to=5, segment_rows=7)
     return dcdctl.Index.build(tmp_path / "dual", tmp_path / "images", tmp_path / "own", settings=settings)
 
 
 def test_an_index_is_built_changed_and_searched_in_place(own_index, tmp_path):
-    assert (own_index.num_images, own_index.config.kind, own_index.config.candidates) == (7, "int8", 7)
+    assert (own_index.num_images, own_index.config.flat_up_to, own_index.config.segment_rows) == (7, 5, 7)
     searcher = dcdctl.Searcher(str(own_index.folder), device="cpu")
     mine = dcdctl.Searcher(own_index)
     added = own_index.add(str(tmp_path / "more"))

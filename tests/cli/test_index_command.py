@@ -63,12 +63,12 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     assert contents(index) == before
     # A setting that it has already.
     assert json.loads(run("change", index, "--set", "keywords=false", "--json").stdout) == document
-    assert run("change", index, "--set", "flat_up_to=2", "--set", "hnsw.neighbors=4").stdout.startswith(
-        "8 images, 8 numbers each, search by hnsw"
+    assert run("change", index, "--set", "flat_up_to=2", "--set", "segment_rows=4").stdout.startswith(
+        "8 images, 8 numbers each, search by codes"
     )
     assert (
         run("change", index, "--set", "keywords=true").stdout
-        == f"8 images, 8 numbers each, search by hnsw and by words, no values for taken, year, camera -> {index}\n"
+        == f"8 images, 8 numbers each, search by codes and by words, no values for taken, year, camera -> {index}\n"
     )
     assert FolderIndex.open(index).hybrid(["4"], unit_vectors(1, 8), 1)[0][0].name == "4.png"
 
@@ -78,14 +78,14 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     [
         (["sync", "RUN"], "RUN (no index.json); make one with `dcdctl index RUN --images DIR --out"),
         (
-            ["change", "RUN", "--set", "kind=flat"],
+            ["change", "RUN", "--set", "flat_up_to=1"],
             "RUN (no index.json); make one with `dcdctl index RUN --images DIR --out",
         ),
         (["RUN", "--images", "IMAGES", "--out", "NEW"], "RUN does not exist; `dcdctl models` shows"),
         (["DUAL", "--images", "ABSENT", "--out", "NEW"], "ABSENT does not exist; --images and --add take a folder"),
         (
-            ["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "kind=magic"],
-            "kind must be one of flat, hnsw, int8, binary, centroids, got 'magic'",
+            ["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "exif=magic"],
+            "exif must be one of camera, place, none, got 'magic'",
         ),
         (
             ["DUAL", "--images", "IMAGES", "--out", "NEW", "--precision", "fp8"],

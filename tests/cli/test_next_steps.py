@@ -48,7 +48,7 @@ def stage(tmp_path_factory) -> Path:
     (folder / "texts" / "modules.json").write_text(
         '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]'
     )
-    write_index(folder / "index", [unit_vectors(4)], images=folder / "photos", removed=(3,), kind="flat")
+    write_index(folder / "index", [unit_vectors(4)], images=folder / "photos", removed=(3,))
     # Only an image that was removed has a year.
     columns = {"camera": [*CAMERAS, "gone"], "year": pa.array([None] * 3 + [2020], pa.int64()), "shots": [1, 2, 3, 9]}
     update(folder / "index", metadata=pa.table({"image": [f"{row}.png" for row in range(4)], **columns}))
@@ -170,7 +170,7 @@ def test_a_condition_that_no_image_meets_shows_what_the_columns_hold(where, note
 
 
 def test_a_move_is_told_and_one_that_moves_nothing_is_refused(tmp_path):
-    write_index(tmp_path / "moved", [unit_vectors(1)], images=tmp_path / "before", kind="flat")
+    write_index(tmp_path / "moved", [unit_vectors(1)], images=tmp_path / "before")
     (tmp_path / "after").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "after" / "0.png")
     words = tmp_path / "moved", "--moved", tmp_path / "before", tmp_path / "after"

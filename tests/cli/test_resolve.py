@@ -54,7 +54,7 @@ VALID = {
     "export": "model=DUAL --out=NEW --to=transformers",
     "index": "model=DUAL --images=PHOTOS --out=NEW",
     "sync": "index=INDEX",
-    "change": "index=INDEX --set=candidates=40",
+    "change": "index=INDEX --set=flat_up_to=40",
     "duplicates": "index=INDEX",
     "upload": "index=INDEX url=lancedb:store?table=photos",
     "search": "index=INDEX 'text=a dog'",
@@ -428,7 +428,7 @@ PACKAGES = [
     ("cache-teacher", "--engine=ray", "ray", "ray"),
     ("export", "--to=onnx", "onnxruntime", "onnx"),
     ("export", "--to=sentence-transformers", "sentence_transformers", "sentence-transformers"),
-    ("index", "--set=flat_up_to=0", "usearch", "index"),
+    ("index", "--set=flat_up_to=0", "faiss", "index"),
     ("index", "--set=keywords=true", "bm25s", "hybrid"),
     ("serve", "", "uvicorn", "serve"),
 ]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from artifact_kinds import KINDS
 from damage import NAMED, Artifact, as_new_process, count_outcomes, damages, replaced
 
-from dcdctl.core import files
 from dcdctl.core.integrity import verify
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -20,23 +17,6 @@ pytestmark = pytest.mark.usefixtures("_duals_read_once")
 TRIALS = 2
 """Damages of each kind for each file."""
 MANY_TRIALS = 150
-
-
-@pytest.fixture(autouse=True)
-def _graphs_are_compared_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """usearch must not see a damaged graph: it would end the process by a signal."""
-    usearch = pytest.importorskip("usearch.index")
-    restore = usearch.Index.restore
-    intact: dict[str, str] = {}
-
-    def guarded(path: str, *arguments: Any, **options: Any) -> Any:
-        # The first reading of each graph is of an intact artifact.
-        assert intact.setdefault(path, files.sha256_of(Path(path))) == files.sha256_of(Path(path)), (
-            f"usearch maps the damaged {path}"
-        )
-        return restore(path, *arguments, **options)
-
-    monkeypatch.setattr(usearch.Index, "restore", guarded)
 
 
 @pytest.fixture(scope="module", params=KINDS)

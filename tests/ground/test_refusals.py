@@ -195,7 +195,7 @@ def of_a_small_machine(monkeypatch):
 
 def without_packages(monkeypatch):
     monkeypatch.setitem(sys.modules, "blocked", None)
-    require_extra("index", "blocked", "no_such", needed_by="a graph", or_else="--set kind=flat")
+    require_extra("index", "blocked", "no_such", needed_by="codes", or_else="--set flat_up_to=9")
 
 
 ROWS = [
@@ -279,7 +279,7 @@ ROWS = [
         "packages",
         without_packages,
         MissingError,
-        "needs blocked, no-such, which are not installed; pip install 'usearch.*', or --set kind=flat$",
+        "needs blocked, no-such, which are not installed; pip install 'faiss-cpu.*', or --set flat_up_to=9$",
     ),
 ]
 

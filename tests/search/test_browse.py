@@ -30,7 +30,7 @@ ORDERS = [(name, is_descending) for name in [*COLUMNS, "image_id"] for is_descen
 def index(tmp_path_factory) -> FolderIndex:
     folder = tmp_path_factory.mktemp("browse") / "index"
     vectors = unit_vectors(COUNT)
-    write_index(folder, [vectors[:5], vectors[5:]], images=folder.parent / "photos", removed=REMOVED, kind="flat")
+    write_index(folder, [vectors[:5], vectors[5:]], images=folder.parent / "photos", removed=REMOVED)
     return update(folder, metadata=pa.table({"image": [f"{row}.png" for row in range(COUNT)], **COLUMNS}))
 
 
@@ -69,7 +69,7 @@ def test_a_list_under_a_condition_has_the_images_that_meet_it(index):
 
 
 def test_without_dates_the_list_is_in_the_order_of_rows(index):
-    plain = write_index(index.folder.parent / "plain", [unit_vectors(4)], kind="flat")
+    plain = write_index(index.folder.parent / "plain", [unit_vectors(4)])
     assert [hit.row for hit in browse_index(plain).hits] == [0, 1, 2, 3]
 
 

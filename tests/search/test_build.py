@@ -30,7 +30,7 @@ from dcdctl.core.search.index_config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once", "small_parts")
 
-FLAT = IndexConfig(kind="flat")
+FLAT = IndexConfig()
 GRAPHS = IndexConfig(flat_up_to=2, segment_rows=4)
 
 
@@ -106,14 +106,10 @@ def test_all_splits_of_a_corpus_are_indexed_unless_one_is_named(dual, scenes_cor
 def test_a_small_index_needs_no_package_and_a_large_one_misses_it_before_it_embeds(
     dual, pictures, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(sys.modules, "usearch", None)
+    monkeypatch.setitem(sys.modules, "faiss", None)
     few = IndexConfig(flat_up_to=7)
     index = build(dual, pictures, tmp_path / "index", few)
-    assert (index.num_images, index.document.kind, FolderIndex.open(tmp_path / "index").config.kind) == (
-        7,
-        "flat",
-        "hnsw",
-    )
+    assert (index.num_images, index.kind) == (7, "flat")
     before = contents(tmp_path / "index" / "vectors")
     put(pictures, {"8.png": png(8)})
     for change in (
@@ -121,11 +117,11 @@ def test_a_small_index_needs_no_package_and_a_large_one_misses_it_before_it_embe
         lambda: update(tmp_path / "index", add=pictures),
         lambda: update(tmp_path / "index", sets=("flat_up_to=6",)),
     ):
-        with pytest.raises(MissingError, match="usearch"):
+        with pytest.raises(MissingError, match="faiss"):
             change()
     assert not (tmp_path / "other" / "vectors").exists()
     assert contents(tmp_path / "index" / "vectors") == before
-    assert update(tmp_path / "index", sets=("kind=flat",), add=pictures).num_images == 8
+    assert update(tmp_path / "index", sets=("flat_up_to=8",), add=pictures).num_images == 8
 
 
 def test_images_in_a_folder_are_indexed_and_other_files_skipped_with_reasons(dual, tmp_path, monkeypatch):
@@ -246,7 +242,10 @@ def test_an_existing_index_is_not_overwritten(dual, pictures, tmp_path, corpus, 
     for arguments, message in (
         ((str(tmp_path / "model"), pictures, flat.folder, FLAT), r"model\.fingerprint .*; name another"),
         ((str(dual), other, flat.folder, FLAT), r"sources\[0\]\.path .*/pictures, not .*/other"),
-        ((str(dual), pictures, flat.folder, IndexConfig()), r"settings\.kind .*; .* change settings with `dcdctl"),
+        (
+            (str(dual), pictures, flat.folder, IndexConfig(segment_rows=9)),
+            r"settings\..*; .* change settings with `dcdctl",
+        ),
         ((str(dual), pictures, other, FLAT), "other is not empty .*; name an empty or a new folder"),
     ):
         with pytest.raises((StaleError, InputError), match=message):
@@ -307,7 +306,7 @@ DAMAGED = [
     ("planned/part-00001.parquet", 1),
     ("vectors/part-00000.parquet", 1),
     ("vectors/part-00001.parquet.sha256", 2),
-    ("ann/hnsw*-1", 4),
+    ("ann/codes*-1", 4),
 ]
 
 
@@ -342,10 +341,10 @@ def test_a_part_that_is_damaged_before_the_build_resumes_is_made_again(
     assert contents(folder) == contents(graphs.folder)
 
 
-def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(tmp_path, monkeypatch, flat):
+def test_codes_of_a_killed_change_to_other_settings_is_not_taken(tmp_path, monkeypatch, flat):
     shutil.copytree(flat.folder, tmp_path / "other")
-    sets = ("kind=hnsw", "flat_up_to=0")
-    expected = update(tmp_path / "other", sets=(*sets, "hnsw.neighbors=2"))
+    sets = ("flat_up_to=0",)
+    expected = update(tmp_path / "other", sets=(*sets, "segment_rows=3"))
 
     def kill(*_):
         raise Killed
@@ -353,9 +352,9 @@ def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(tmp_path, mon
     with monkeypatch.context() as patched:
         patched.setattr(Build, "seal", kill)
         with pytest.raises(Killed):
-            update(flat.folder, sets=(*sets, "hnsw.neighbors=32"))
-    assert list(flat.folder.glob("ann/hnsw-*"))
-    update(flat.folder, sets=(*sets, "hnsw.neighbors=2"))
+            update(flat.folder, sets=(*sets, "segment_rows=4"))
+    assert list(flat.folder.glob("ann/codes-*"))
+    update(flat.folder, sets=(*sets, "segment_rows=3"))
     assert contents(flat.folder) == contents(expected.folder)
 
 
@@ -429,9 +428,9 @@ def test_a_change_of_an_index_that_cannot_be_written_names_the_index(flat, pictu
 
 def test_settings_can_be_changed_later(graphs):
     segments = contents(graphs.folder / "ann")
-    wider = update(graphs.folder, sets=("hnsw.search_width=99",))
-    assert (wider.config.hnsw.search_width, contents(graphs.folder / "ann")) == (99, segments)
-    flat = update(graphs.folder, sets=("kind=flat",))
+    more = update(graphs.folder, sets=("flat_up_to=3",))
+    assert (more.config.flat_up_to, contents(graphs.folder / "ann")) == (3, segments)
+    flat = update(graphs.folder, sets=("flat_up_to=99",))
     assert (flat.kind, flat.segments, contents(graphs.folder / "ann")) == ("flat", (), {})
     assert flat.document.generation == graphs.document.generation + 2
 

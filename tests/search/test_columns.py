@@ -20,10 +20,8 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.search import Changes, change_index, parse_where, readers
 
 KINDS = {
-    "flat": {"kind": "flat"},
-    "hnsw": {"kind": "hnsw", "flat_up_to": 10, "segment_rows": 128},
-    "int8": {"kind": "int8", "flat_up_to": 10, "segment_rows": 128},
-    "binary": {"kind": "binary", "flat_up_to": 10, "segment_rows": 128},
+    "flat": {},
+    "codes": {"flat_up_to": 10, "segment_rows": 128},
 }
 REMOVED = (3, 40, 41)
 
@@ -167,7 +165,6 @@ def made(tmp_path):
         [unit_vectors(4), unit_vectors(2, seed=1)],
         images=tmp_path / "photos",
         removed=[4],
-        kind="flat",
     )
 
 
@@ -254,7 +251,7 @@ def test_values_of_all_types_come_back(made):
 
 
 def test_a_hybrid_search_meets_the_condition_in_both_lists(tmp_path):
-    made = write_index(tmp_path / "index", [unit_vectors(30)], removed=[5], kind="flat", keywords=True)
+    made = write_index(tmp_path / "index", [unit_vectors(30)], removed=[5], keywords=True)
     index, _ = set_columns(
         made,
         {"image": [f"{row}.png" for row in range(30)], "parity": [row % 2 for row in range(30)]},

@@ -19,7 +19,7 @@ from dcdctl.core.search import IndexConfig, read_image
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
-FLAT = IndexConfig(kind="flat")
+FLAT = IndexConfig()
 NAMES = ["0.png", "2.png", "sub/1.png", "sub/3.png"]
 
 

@@ -24,7 +24,7 @@ from dcdctl.core.search.index_config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
-FLAT = IndexConfig(kind="flat")
+FLAT = IndexConfig()
 OWN = Compute(batch_size=2, workers=0)
 
 
@@ -50,7 +50,7 @@ def test_a_library_of_phones_gets_the_bytes_of_the_index_of_one_process(dual, ph
     """Photos in all turns, HEIC, RAW, strips, damaged files, videos, and links out of the folder; with EXIF data."""
     monkeypatch.setattr(part_files, "ROWS_PER_PART", 60)
     monkeypatch.setattr(embed, "MOST_SENT_IMAGES", 24)
-    settings = IndexConfig(kind="flat", exif="place")
+    settings = IndexConfig(exif="place")
     own = build(dual, phone_photos.folder, tmp_path / "own", settings, compute=OWN)
     with pytest.raises(TasksWrittenError):
         build(dual, phone_photos.folder, tmp_path / "index", settings, compute=by_files(tmp_path / "tasks"))
@@ -68,7 +68,7 @@ def test_the_tokens_of_a_late_interaction_model_come_back_with_their_bytes(codes
     texts = ["a red circle", "two blue squares"]
     model = tmp_path / "late"
     models.save(with_noise(late(FAMILIES["dual"](texts, tmp_path), is_pooled=False)), model)
-    settings = ("kind=flat", f"tokens.codes={codes}")
+    settings = ("flat_up_to=9", f"tokens.codes={codes}")
     jobs = [IndexJob(model=model, images=photos, out=tmp_path / name, sets=list(settings)) for name in ("own", "index")]
     own, compute = build_index(jobs[0], compute=OWN), by_files(tmp_path / "tasks")
     with pytest.raises(TasksWrittenError):

@@ -35,7 +35,7 @@ CAPTIONS = [
     ["a red bus", "The bus stops in the snow"],
     ["a sofa"],
 ]
-WORDS = IndexConfig(kind="flat", keywords=True)
+WORDS = IndexConfig(keywords=True)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,6 @@ def captioned(
         path = folder / "vectors" / part_files.part_name(number)
         part_files.write_part(path, images[first : first + 2], StoredVectors(vectors_RD[first : first + 2]))
         entries.append(part_files.describe_part(path, 0, token_type(vectors_RD.shape[1], "float16"))[0])
-    settings = {"kind": "flat", **settings}
     return seal_index(folder, source, entries, dim=vectors_RD.shape[1], removed=removed or None, **settings)
 
 

@@ -28,14 +28,14 @@ from dcdctl.core.search import (
     build_index,
     parse_where,
     part_files,
-    segments,
 )
+from dcdctl.core.search.centroids import Centroids
 from dcdctl.core.search.exact import decoded, encoded, maxsims, token_type
 from dcdctl.core.serve import ServiceConfig, app
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 CAPTIONS = ["a red circle left of a blue square", "a small green triangle", "two dogs"]
-ALL = ("flat_up_to=0", "segment_rows=4", "candidates=4")
+ALL = ("flat_up_to=0", "segment_rows=4")
 """Centroids that propose all images."""
 
 
@@ -105,7 +105,7 @@ def test_exact_scores_of_a_thousand_tokens_take_little_memory(hits, length):
 
 def test_blocks_of_images_with_many_tokens_hold_fewer_images(tmp_path, monkeypatch):
     counts, rows = [2, 50, 3, 50, 1, 4], np.arange(6)
-    index, _ = write_late(tmp_path / "index", counts, kind="flat")
+    index, _ = write_late(tmp_path / "index", counts)
     # As many numbers as two images of the most tokens have.
     monkeypatch.setattr("dcdctl.core.search.readers.BLOCK_NUMBERS", 2 * 50 * 6)
     monkeypatch.setattr("dcdctl.core.search.readers.COMPARED", 50 * 6)
@@ -124,7 +124,7 @@ def test_stored_tokens_are_near_the_tokens(codes, error):
 
 
 @pytest.mark.parametrize("codes", ["float16", "int8"])
-@pytest.mark.parametrize("settings", [{}, {"flat_up_to": 0, "segment_rows": 5, "candidates": 5}, {"kind": "flat"}])
+@pytest.mark.parametrize("settings", [{}, {"flat_up_to": 0, "segment_rows": 5}])
 def test_images_of_any_number_of_tokens_are_ranked_by_maxsim(tmp_path, codes, settings):
     counts = [4, 1, 7, 3, 3, 5, 2, 6]
     index, tokens = write_late(tmp_path / "index", counts, codes, **settings)
@@ -142,7 +142,7 @@ def test_images_of_any_number_of_tokens_are_ranked_by_maxsim(tmp_path, codes, se
 
 
 def test_tokens_outside_the_segments_are_read_once_if_they_fit_into_memory(tmp_path, monkeypatch):
-    index, _ = write_late(tmp_path / "index", [3] * 20, kind="flat")
+    index, _ = write_late(tmp_path / "index", [3] * 20)
     queries = ragged([4] * 3, seed=3).reshape(3, 4, 6)
 
     def searched(num_bytes):
@@ -162,9 +162,10 @@ def test_tokens_outside_the_segments_are_read_once_if_they_fit_into_memory(tmp_p
 
 # 180 tokens: a centroid each, and few. Ten of sixty images at random would have 17 of the 100 best.
 @pytest.mark.parametrize(("centroids", "least", "most"), [(180, 98, 100), (40, 50, 90)])
-def test_centroids_are_good_candidates_and_all_can_be_compared(tmp_path, centroids, least, most):
+def test_centroids_are_good_candidates_and_all_can_be_compared(tmp_path, monkeypatch, centroids, least, most):
+    monkeypatch.setattr("dcdctl.core.search.centroids.CANDIDATES", 10)
     counts = [3] * 60
-    settings = {"flat_up_to": 0, "candidates": 10, "tokens": {"centroids": centroids}}
+    settings = {"flat_up_to": 0, "tokens": {"centroids": centroids}}
     index, _ = write_late(tmp_path / "index", counts, **settings)
     queries = ragged([4] * 20, seed=3).reshape(20, 4, 6)
     scores, rows = index.nearest(queries, 5)
@@ -193,7 +194,7 @@ def test_centroids_are_those_of_k_means_and_padding_has_none(tmp_path):
 
     index, _ = write_late(tmp_path / "index", [1], tokens={"centroids": 24})
     path = tmp_path / "centroids"
-    segments.BUILDERS["centroids"](path, blocks, index.document, lambda _: None)
+    Centroids.build(path, blocks, 8, index.config, lambda _: None)
     with path.open("rb") as file:
         found_KD, codes_NR = np.load(file).astype(np.float64), np.load(file)
     is_token_RN = np.arange(len(codes_NR)) < counts_R[:, None]
@@ -264,7 +265,7 @@ def test_a_late_model_its_export_and_its_query_student_are_searched_by_their_own
 def test_a_late_index_is_filtered_joined_with_words_reranked_and_served(late_ref, pictures, tmp_path):
     table = tmp_path / "years.csv"
     table.write_text("\n".join(["image,year", *(f"{n}.png,{2018 + n % 3}" for n in range(7))]))
-    sets = ("flat_up_to=0", "candidates=3", "keywords=true")
+    sets = ("flat_up_to=0", "keywords=true")
     job = IndexJob(model=str(late_ref), images=pictures, out=tmp_path / "index", sets=sets, metadata=table)
     index = build_index(job).index
     searcher, where = searcher_of(index.folder), parse_where("year = 2019", index.columns)
@@ -317,7 +318,7 @@ def test_a_late_index_grows_shrinks_and_resumes(late_ref, pictures, tmp_path, mo
         number += 5
     more = put(tmp_path / "more", {"new.png": png(30)})
     update(whole.folder, add=more, remove=("0.png",))
-    for sets in ((), ("kind=flat",)):
+    for sets in ((), ("flat_up_to=99",)):
         grown = searcher_of(update(whole.folder, sets=sets).folder)
         assert grown.index.kind == ("flat" if sets else "centroids")
         assert grown.ask(more / "new.png", 1).hits[0].name == "new.png"

@@ -50,7 +50,7 @@ def made(request, noise_index, late_ref, tmp_path_factory):
     """A teacher, an index of its own, one with a query encoder, and that."""
     folder = tmp_path_factory.mktemp("made")
     ref = noise_index.parent / "dual" if request.param == "dual" else late_ref
-    sets = ("keywords=true",) if request.param == "dual" else ("flat_up_to=0", "candidates=12", "keywords=true")
+    sets = ("keywords=true",) if request.param == "dual" else ("flat_up_to=0", "keywords=true")
     own = build_of(ref, noise_index.parent / "images", folder / "own", *sets)
     query = save_query(ref, folder / "query")
     shutil.copytree(own.folder, folder / "index")

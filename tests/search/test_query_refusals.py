@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory):
     """An index of three vectors."""
-    return write_index(tmp_path_factory.mktemp("made") / "index", [unit_vectors(3)], kind="flat")
+    return write_index(tmp_path_factory.mktemp("made") / "index", [unit_vectors(3)])
 
 
 @pytest.fixture(scope="module")

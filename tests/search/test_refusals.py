@@ -27,10 +27,10 @@ from dcdctl.core.search import (
     FolderIndex,
     IndexConfig,
     StoredVectors,
-    ann,
     move_images,
     open_to_change,
     part_files,
+    proposers,
     storage,
     watch_index,
 )
@@ -38,7 +38,7 @@ from dcdctl.core.search.exact import token_type
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
-FLAT = IndexConfig(kind="flat")
+FLAT = IndexConfig()
 NAMES = ["0.png", "2.png", "sub/1.png", "sub/3.png"]
 
 
@@ -172,16 +172,15 @@ IMAGES = [
         "the images of the index are not where they were: .*corpus",
     ),
     Refusal("too many numbers", short_vectors, ConfigError, "dims is 4000, .* model have 8 numbers; set it to at most"),
-    Refusal("kind of tokens", of_late("kind=hnsw"), ConfigError, "hnsw does not search .* late-.*; set kind to"),
     Refusal("dims of tokens", of_late("dims=4"), ConfigError, "dims shortens the vectors of a dual encoder"),
     Refusal("centroids", of_late("tokens.centroids=70000"), ConfigError, "tokens.centroids must be below 65,536"),
     Refusal("a late model that pools", pooled, ModelError, "an index compares tokens alone; .*--rerank"),
     Refusal(
-        "graphs",
-        # Of codes, no package is missing.
-        without("usearch", lambda *_: (ann.require("int8"), ann.require("hnsw"))),
+        "codes",
+        # Of centroids, no package is missing.
+        without("faiss", lambda *_: (proposers.require("late"), proposers.require("dual"))),
         MissingError,
-        "kind hnsw needs usearch, .*, or search exactly with --set kind=flat$",
+        "an index of so many images needs faiss, .*, or search all images exactly with --set flat_up_to=1000000000$",
     ),
 ]
 
@@ -248,7 +247,7 @@ def add(folder: Path, new: Path) -> None:
 
 
 def words_of_plain(tmp_path, _):
-    update(write_index(tmp_path / "index", [unit_vectors(3)], kind="flat").folder, sets=("keywords=true",))
+    update(write_index(tmp_path / "index", [unit_vectors(3)]).folder, sets=("keywords=true",))
 
 
 CHANGES = [

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import threading
-from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -18,31 +17,25 @@ from families import FAMILIES, late, with_noise
 from made_index import build_of, searcher_of, unit_vectors, update, write_index
 from noise_index import CAPTIONS
 from strangers import forged
-from usearch.index import Index as Usearch
 
 from dcdctl.core import machine, models
 from dcdctl.core.errors import DcdError, StaleError
 from dcdctl.core.models import text_tower
 from dcdctl.core.search import FolderIndex, StoredTokens, StoredVectors, keywords, parse_where, part_files
-from dcdctl.core.search.graph_file import check_graph
-from dcdctl.core.search.index_config import HnswConfig
 from dcdctl.core.search.searcher import IndexModel
 from dcdctl.core.search.summary import index_document
 
-SEGMENTS = ("flat_up_to=0", "segment_rows=5", "candidates=3")
+SEGMENTS = ("flat_up_to=0", "segment_rows=5")
 
 
 @pytest.fixture(scope="module")
 def made(noise_index, tmp_path_factory):
     """An index of each kind, by name: of a dual encoder with all that an index may have, and of tokens."""
     folder = tmp_path_factory.mktemp("made")
-    indices = {"hnsw": forged(noise_index, folder / "hnsw")}
+    indices = {"codes": forged(noise_index, folder / "codes")}
     names = FolderIndex.open(noise_index).values("image_id").to_pylist()
     table = pa.table({"image": names, "year": list(range(2000, 2012)), "owner": ["a", "b"] * 6})
-    update(indices["hnsw"], metadata=table, sets=("keywords=true", "kind=hnsw", *SEGMENTS), remove=(names[3],))
-    for kind in ("int8", "binary"):
-        indices[kind] = forged(indices["hnsw"], folder / kind)
-        update(indices[kind], sets=(f"kind={kind}",))
+    update(indices["codes"], metadata=table, sets=("keywords=true", *SEGMENTS), remove=(names[3],))
     models.save(with_noise(late(FAMILIES["dual"](CAPTIONS, folder), is_pooled=False)), folder / "model")
     indices["late"] = folder / "late"
     with pytest.MonkeyPatch.context() as patched:
@@ -315,29 +308,54 @@ VOCABULARIES = {
     "words twice": lambda raw: raw + raw,
     "words without rows": lambda raw: raw + b"more\n",
 }
+CODES = {
+    "a rotation of NaN": lambda arrays: arrays[0].fill(np.nan),
+    "another rotation": lambda arrays: arrays.__setitem__(0, arrays[0][:-1]),
+    "an endless center": lambda arrays: arrays[1].fill(np.inf),
+    "fewer codes": lambda arrays: arrays.__setitem__(2, arrays[2][:-1]),
+    "codes of more vectors": lambda arrays: arrays.__setitem__(2, np.tile(arrays[2], 2)),
+    "no codes": lambda arrays: arrays.__setitem__(2, arrays[2][:0]),
+    "no candidates": lambda arrays: arrays[3].fill(0),
+    "candidates without end": lambda arrays: arrays[3].fill(2**62),
+    "fewer arrays": lambda arrays: arrays.pop(),
+    "more arrays": lambda arrays: arrays.append(arrays[3]),
+}
+
+
+def codes(change):
+    """A file of codes whose four arrays were changed."""
+
+    def edit(raw):
+        file = io.BytesIO(raw)
+        arrays = [np.load(file) for _ in range(4)]
+        change(arrays)
+        return saved(*arrays)
+
+    return edit
+
+
 OF_ANOTHER_FORM = {each: ARRAYS[each] for each in ("other numbers", "fewer", "more")}
 FORGERIES = {
-    ("hnsw", "removed-*.npy"): {**ARRAYS, **LISTS["removed-*.npy"]},
-    ("hnsw", "keywords/rows-*.npy"): {**OF_ANOTHER_FORM, **LISTS["keywords/rows-*.npy"]},
-    ("hnsw", "keywords/starts-*.npy"): {**OF_ANOTHER_FORM, **LISTS["keywords/starts-*.npy"]},
-    ("hnsw", "keywords/scores-*.npy"): {**OF_ANOTHER_FORM, **LISTS["keywords/scores-*.npy"]},
-    ("hnsw", "keywords/words-*.parquet"): WORDS,
-    ("hnsw", "keywords/vocabulary-*.txt"): VOCABULARIES,
-    ("hnsw", "columns-*.parquet"): COLUMNS,
-    ("hnsw", "vectors/part-00000.parquet"): {**PARTS, **VECTORS},
+    ("codes", "removed-*.npy"): {**ARRAYS, **LISTS["removed-*.npy"]},
+    ("codes", "keywords/rows-*.npy"): {**OF_ANOTHER_FORM, **LISTS["keywords/rows-*.npy"]},
+    ("codes", "keywords/starts-*.npy"): {**OF_ANOTHER_FORM, **LISTS["keywords/starts-*.npy"]},
+    ("codes", "keywords/scores-*.npy"): {**OF_ANOTHER_FORM, **LISTS["keywords/scores-*.npy"]},
+    ("codes", "keywords/words-*.parquet"): WORDS,
+    ("codes", "keywords/vocabulary-*.txt"): VOCABULARIES,
+    ("codes", "columns-*.parquet"): COLUMNS,
+    ("codes", "vectors/part-00000.parquet"): {**PARTS, **VECTORS},
     ("late", "vectors/part-00000.parquet"): TOKENS,
-    ("int8", "ann/int8-000000000000-*"): OF_ANOTHER_FORM,
-    ("binary", "ann/binary-000000000000-*"): OF_ANOTHER_FORM,
+    ("codes", "ann/codes-000000000000-*"): {each: codes(edit) for each, edit in CODES.items()},
     ("late", "ann/centroids-000000000000-*"): {
         **{each: centroids(edit) for each, edit in CENTROIDS.items()},
         "20 GB": ARRAYS["20 GB"],
         "longer": ARRAYS["longer"],
     },
-    ("hnsw", "text/probes.npy"): {**OF_ANOTHER_FORM, **LISTS["text/probes.npy"]},
-    ("hnsw", "text/tokenizer.json"): TOKENIZERS,
-    ("hnsw", "text/model.onnx"): GRAPHS,
+    ("codes", "text/probes.npy"): {**OF_ANOTHER_FORM, **LISTS["text/probes.npy"]},
+    ("codes", "text/tokenizer.json"): TOKENIZERS,
+    ("codes", "text/model.onnx"): GRAPHS,
     ("late", "text/model.onnx"): {each: GRAPHS[each] for each in ("shifted weights", "flat vectors", "more vectors")},
-    ("hnsw", "model/model.safetensors"): WEIGHTS,
+    ("codes", "model/model.safetensors"): WEIGHTS,
 }
 ROWS = [(*place, name, edit) for place, edits in FORGERIES.items() for name, edit in edits.items()]
 
@@ -370,13 +388,10 @@ def entry(path, value):
 ENTRIES = {
     "generation": [-1, 2**70],
     "images": [-1, 0, lambda count: count + 1, 2**70],
-    "kind": ["flat", "x", "int8"],
     "model.kind": ["late"],
     "model.dim": [0, -1, lambda dim: dim + 1, 2**16, 2**70],
     "model.fingerprint": ["", "../../x"],
-    "settings.kind": ["flat", "centroids"],
     "settings.dims": [3, 2**70],
-    "settings.hnsw.neighbors": [lambda edges: edges + 1, 2**70],
     "sources": [[]],
     "sources.0.kind": ["x"],
     "sources.0.path": ["", "a\0b"],
@@ -390,7 +405,6 @@ ENTRIES = {
     "parts.0.vectors_at": [[], [-8], lambda places: [place + 2 for place in places], [2**62]],
     "segments": [lambda segments: segments[1:], lambda segments: [*segments, segments[-1]]],
     "segments.0.file": ["../x"],
-    "segments.0.kind": ["int8", "x"],
     "segments.0.first_row": [-1, 1],
     "segments.0.rows": [0, 4, 6, 2**70],
     "columns.rows": [-1, 11, 13],
@@ -408,7 +422,7 @@ LATE_ENTRIES = {
     "parts.0.num_tokens": [[], [0], [-1], lambda counts: [counts[0] - 1], lambda counts: [*counts, 1], [2**62]],
     "parts.0.vectors_at": [lambda places: [places[0] + 4]],
 }
-CHANGES = [("hnsw", path, value) for path, values in ENTRIES.items() for value in values]
+CHANGES = [("codes", path, value) for path, values in ENTRIES.items() for value in values]
 CHANGES += [("late", path, value) for path, values in LATE_ENTRIES.items() for value in values]
 
 
@@ -420,7 +434,7 @@ def test_a_forged_entry_is_one_error(made, tmp_path, kind, path, value):
     assert len(str(raised.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "late"])
+@pytest.mark.parametrize("kind", ["codes", "late"])
 def test_texts_of_another_width_than_the_vectors_are_one_error(made, tmp_path, kind):
     folder = forged(made[kind], tmp_path / "index", entries=entry("model.dim", lambda dim: dim + 1))
     with pytest.raises(StaleError, match=r"has vectors of \d numbers, and its model gives \d; make it again"):
@@ -434,56 +448,10 @@ def test_intact_copies_are_read(made, tmp_path):
         assert read(folder, "text/model.onnx") == read(index, "text/model.onnx")
 
 
-# A graph of 60 vectors has two levels.
-@pytest.fixture(scope="module")
-def graph_file(tmp_path_factory):
-    index = write_index(tmp_path_factory.mktemp("graph") / "index", [unit_vectors(60, 8)], kind="hnsw", flat_up_to=0)
-    return (index.folder / "ann" / index.segments[0].file).read_bytes()
-
-
-def test_a_graph_whose_edges_lead_nowhere_is_never_mapped(graph_file, tmp_path):
-    path = tmp_path / "graph"
-    rng = np.random.default_rng(0)
-    refused = 0
-    for _ in range(150):
-        place = int(rng.integers(8 + 60 * 8, len(graph_file) - 4))
-        value = int(rng.choice([60, 255, 2**16, 2**31])).to_bytes(4, "little")
-        path.write_bytes(graph_file[:place] + value + graph_file[place + 4 :])
-        try:
-            check_graph(path, 60, 8, HnswConfig())
-        except ValueError:
-            refused += 1
-            continue
-        # What is accepted is not read, such as unused places of edges, or is for usearch to refuse.
-        with suppress(ValueError):
-            Usearch.restore(str(path), view=True, enable_key_lookups=False).search(unit_vectors(5, 8), 60)
-    assert 50 < refused < 150
-    path.write_bytes(graph_file)
-    check_graph(path, 60, 8, HnswConfig())
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda raw: b"",
-        lambda raw: raw[:-1],
-        lambda raw: raw + b"\0",
-        lambda raw: bytes(len(raw)),
-        lambda raw: b"hello" * 100,
-        # Another node at the end, whose edges are in the place of a vector.
-        lambda raw: (61).to_bytes(4, "little") + raw[4:],
-    ],
-)
-def test_a_graph_of_another_size_is_refused(graph_file, tmp_path, edit):
-    (tmp_path / "graph").write_bytes(edit(graph_file))
-    with pytest.raises(ValueError, match=r"it|empty"):
-        check_graph(tmp_path / "graph", 60, 8, HnswConfig())
-
-
-@pytest.mark.parametrize("kind", ["flat", "hnsw", "int8", "binary"])
-def test_a_vector_without_a_direction_is_an_error(kind, tmp_path):
+@pytest.mark.parametrize("flat_up_to", [0, 99])
+def test_a_vector_without_a_direction_is_an_error(flat_up_to, tmp_path):
     vectors = unit_vectors(20, 8)
-    index = write_index(tmp_path / "index", [vectors], kind=kind, flat_up_to=0, segment_rows=10)
+    index = write_index(tmp_path / "index", [vectors], flat_up_to=flat_up_to, segment_rows=10)
 
     def edit(raw):
         # The bytes of a row, in place.

@@ -41,7 +41,7 @@ from dcdctl.core.search.watch import sync_index, watch_index
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once", "small_parts")
 
-FLAT = IndexConfig(kind="flat")
+FLAT = IndexConfig()
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from dcdctl.core.search.index_config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
-FLAT = IndexConfig(kind="flat")
+FLAT = IndexConfig()
 NAMES = [f"{'sub/' if seed % 2 else ''}{seed}.png" for seed in range(7)]
 
 
@@ -70,7 +70,7 @@ def comparable(folder):
 @pytest.mark.parametrize("number", [pa.float32(), pa.float64()])
 @pytest.mark.parametrize("dims", [None, 4])
 def test_vectors_in_any_order_and_length_give_the_bytes_of_embedding(dual, model, photos, tmp_path, number, dims):
-    config = IndexConfig(kind="flat", dims=dims)
+    config = IndexConfig(dims=dims)
     own = build(dual, photos, tmp_path / "own", config)
     order = [4, 0, 6, 2, 5, 1, 3]
     vectors = pa.array([3.5 * row.astype(np.float64) for row in outputs(model, photos)[order]], pa.list_(number))

@@ -92,13 +92,12 @@ def test_a_query_of_several_parts_is_that_of_the_searcher(client, made, searcher
             assert (answer["bars"], answer["weak"]) == ([], False)
 
 
-@pytest.mark.parametrize("kind", ["int8", "binary", "hnsw"])
-def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kind, client, made, tmp_path):
+def test_an_index_that_gets_codes_while_it_is_served_has_the_same_answers(client, made, tmp_path):
     folder = shutil.copytree(made.index, tmp_path / "index")
     changing = served.client_of(IndexSearcher.for_index(FolderIndex.open(folder), device=served.CPU), CONFIG)
     assert changing.get("/health").json()["kind"] == "flat"
-    update(folder, sets=(f"kind={kind}", "flat_up_to=0", "segment_rows=5"))
-    assert changing.get("/health").json()["kind"] == kind
+    update(folder, sets=("flat_up_to=0", "segment_rows=5"))
+    assert changing.get("/health").json()["kind"] == "codes"
     for params in ({"text": "two dogs", "k": 7}, {"row": 4, "k": 12}):
         assert (
             changing.get("/search", params=params).json()["results"]

@@ -184,7 +184,7 @@ def model_of_index_kind(folder: Path) -> Artifact:
 def token_index_kind(folder: Path) -> Artifact:
     """An index of token vectors over centroids."""
     for name, seed in (("made", 0), ("other", 1)):
-        write_late(folder / name, [4, 2, 5, 3, 6, 1, 4, 2 + seed], removed=[seed], flat_up_to=0, candidates=4)
+        write_late(folder / name, [4, 2, 5, 3, 6, 1, 4, 2 + seed], removed=[seed], flat_up_to=0)
     queries = [ragged([3], seed=seed) for seed in range(3)]
 
     def read(path: Path) -> Any:

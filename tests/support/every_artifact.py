@@ -48,7 +48,7 @@ def make_all(root: Path) -> Path:
     for index in ("index", "codes"):
         models.save(dual, root / index / "model")
     write_index(root / "index", [unit_vectors(8, dim=8)], removed=[3], fingerprint=dual.digest)
-    codes = {"kind": "int8", "flat_up_to": 0, "segment_rows": 5}
+    codes = {"flat_up_to": 0, "segment_rows": 5}
     write_index(root / "codes", [unit_vectors(8, dim=8)], fingerprint=dual.digest, **codes)
     make_run(root / "run", corpus.folder)
     write_evaluation(root / "run", corpus, scores_of(corpus, 2))

@@ -58,7 +58,7 @@ COMMANDS = {
     "export": "export dual --out NEW --to transformers",
     "index": "index dual --images photos --out NEW --workers 0 --device cpu",
     "index corpus": "index dual --images corpus --split test --out NEW --workers 0 --device cpu",
-    "change": "change index --set candidates=40",
+    "change": "change index --set flat_up_to=40",
     "duplicates": "duplicates index",
     "sync --add": "sync index --add photos --workers 0 --device cpu",
     "search": "search index 'a dog'",

@@ -92,7 +92,7 @@ def write_late(
         part_files.write_part(path, images, StoredTokens(here, np.array(counts[first : rows.stop])))
         entries.append(part_files.describe_part(path, 0, token_type(6, codes))[0])
     source = ImageSource(kind="folder", path=str(folder.parent / "nowhere"))
-    settings = {"kind": "centroids", "tokens": {"codes": codes}, **settings}
+    settings = {"tokens": {"codes": codes}, **settings}
     return seal_index(folder, source, entries, dim=6, model_kind="late", removed=removed, **settings), tokens
 
 

@@ -20,7 +20,7 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
 from dcdctl.core.errors import ConfigError, require_extra
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, commit, keywords, named, segments
+from dcdctl.core.search import commit, keywords, named, proposers, segments
 from dcdctl.core.search.background import probe_texts
 from dcdctl.core.search.changes import IndexChange, rows_changed
 from dcdctl.core.search.columns import change
@@ -95,8 +95,8 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
             f"tokens.codes and tokens.pooling of {folder} are fixed when an index is made",
             hint="make a new index with --set",
         )
-    check_kind(settings, document.stored_type)
-    check_packages(settings, document.num_rows)
+    check_dims(settings, document.stored_type)
+    check_packages(settings, document.model.kind, document.num_rows)
     removed = named.rows_to_remove(index, changes.remove or ())
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
     generation = document.generation + 1
@@ -118,14 +118,8 @@ def read_inputs(metadata: Path | pa.Table | None, query_model: str | None) -> Im
     return change.read_metadata(metadata)
 
 
-def check_kind(settings: IndexConfig, stored_type: StoredType) -> None:
+def check_dims(settings: IndexConfig, stored_type: StoredType) -> None:
     """ConfigError for settings of the other kind of model."""
-    if settings.kind not in stored_type.kinds:
-        *others, last = stored_type.kinds
-        raise ConfigError(
-            f"kind {settings.kind} does not search the index of a {stored_type.made_by}",
-            hint=f"set kind to {', '.join(others)} or {last}",
-        )
     if stored_type is StoredTokens and settings.dims is not None:
         raise ConfigError(
             "dims shortens the vectors of a dual encoder, and this is a late-interaction model",
@@ -133,13 +127,12 @@ def check_kind(settings: IndexConfig, stored_type: StoredType) -> None:
         )
 
 
-def check_packages(config: IndexConfig, num_rows: int) -> None:
-    """MissingError if a package is not installed that the settings need for so many rows; few rows are searched without
-    a graph."""
-    if config.keywords:
+def check_packages(settings: IndexConfig, model_kind: str, num_rows: int) -> None:
+    """MissingError if a package is not installed that an index of so many rows needs; few are searched exactly."""
+    if settings.keywords:
         keywords.require()
-    if segments.segment_ranges(num_rows, [], config):
-        ann.require(config.kind)
+    if segments.segment_ranges(num_rows, [], settings):
+        proposers.require(model_kind)
 
 
 def write_text_side(

@@ -237,12 +237,12 @@ def _new_index(
     stored_type = STORED[model_kind]
     asked = job.sets if job.settings is None else assignments(configs.flatten(configs.to_table(job.settings)))
     settings = configs.build(IndexConfig, apply_sets({}, (*stored_type.defaults, *(asked or ()))))
-    alter.check_kind(settings, stored_type)
+    alter.check_dims(settings, stored_type)
     if stored_type is StoredTokens and job.vectors:
         raise ConfigError(f"--vectors has a vector per image, and {ref} one per token", hint="leave --vectors out")
-    # Before the model is loaded, which takes seconds. As many images are counted as decide whether a graph is made.
+    # Before the model is loaded, which takes seconds. As many images are counted as decide whether codes are made.
     first = itertools.islice(sources.list_images(source, [folder]), settings.flat_up_to + 1)
-    alter.check_packages(settings, sum(isinstance(item, SourceImage) for item in first))
+    alter.check_packages(settings, model_kind, sum(isinstance(item, SourceImage) for item in first))
     INDEX.check_folder(folder)
     model = model or _loaded(ref, track)
     if model.kind == "late":
@@ -273,7 +273,7 @@ def _new_index(
 def _embed(found: Comparison, asked: Asked, load_model: LoadModel) -> None:
     """Write the vectors of the images that were found. The model is loaded if one of them has no vector yet."""
     document = found.index.document
-    alter.check_packages(document.settings, document.num_rows + sum(found.rows))
+    alter.check_packages(document.settings, document.model.kind, document.num_rows + sum(found.rows))
     if found.num_embedded:
         # All vectors of an index have one precision, whatever --precision says now.
         compute = replace(asked.compute, precision=document.precision)

@@ -13,7 +13,7 @@ from dcdctl.core import config as configs
 from dcdctl.core import devices, files
 from dcdctl.core.artifacts import Build, sha256_of
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, copies, image_files, keywords, segments, storage
+from dcdctl.core.search import copies, image_files, keywords, proposers, segments, storage
 from dcdctl.core.search.columns.table import write_columns
 from dcdctl.core.search.entries import ListFile
 from dcdctl.core.search.exact import Rows
@@ -42,7 +42,7 @@ def commit(
         path = folder / f"removed-{document.generation}.npy"
         if len(removed):
             with files.atomic_path(path) as partial:
-                storage.save_array(removed, partial)
+                storage.save_arrays([removed], partial)
         document = replace(document, removed=_listed(path, len(removed)))
     if skipped is not None:
         path = folder / f"skipped-{document.generation}.json"
@@ -75,15 +75,12 @@ def _listed(path: Path, count: int) -> ListFile:
 
 def seal(folder: Path, document: IndexDocument) -> None:
     """Write index.json, with what follows from its other entries. Files that it does not name are removed."""
-    # A few images are searched exactly, whatever the settings say.
-    kind = document.settings.kind if document.segments else "flat"
-    packages = [ann.PACKAGES[kind]] if kind in ann.PACKAGES else []
-    if document.settings.keywords:
-        packages.append("bm25s")
+    used = [proposers.PROPOSERS[document.model.kind].package if document.segments else None]
+    used.append("bm25s" if document.settings.keywords else None)
+    packages = [package for package in used if package is not None]
     document = replace(
         document,
         images=document.num_rows - document.removed.count,
-        kind=kind,
         # Not the metadata of the packages: conda gives some another name.
         versions=devices.versions() | {name: importlib.import_module(name).__version__ for name in packages},
     )

@@ -45,10 +45,9 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """The entry of a graph or a file of codes in index.json."""
+    """The entry of a file of codes or centroids in index.json."""
 
     file: str
-    kind: str
     first_row: int
     rows: int
     bytes: int

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core.errors import InputError, MissingError
 from dcdctl.core.models import TextTower
-from dcdctl.core.search import ann, exact, keywords, part_files, storage
+from dcdctl.core.search import exact, keywords, part_files, proposers, storage
 from dcdctl.core.search.columns.order import Order, in_order
 from dcdctl.core.search.columns.table import ColumnSummary, StoredColumns, summarize_column
 from dcdctl.core.search.columns.unmet import why_none
@@ -52,7 +52,8 @@ class FolderIndex(ImageIndex):
         folder = self.folder
         self.document, self.location = document, str(folder)
         self.dim, self.fingerprint = document.model.dim, document.model.fingerprint
-        self.kind, self.num_images, self.has_keywords = document.kind, document.images, document.keywords is not None
+        self.kind = proposers.PROPOSERS[document.model.kind].name if document.segments else "flat"
+        self.num_images, self.has_keywords = document.images, document.keywords is not None
         self.config, self.parts, self.segments = document.settings, document.parts, document.segments
         self.stored_type = document.stored_type
         self.query_model = None if document.text is None else document.text.query_model
@@ -60,16 +61,15 @@ class FolderIndex(ImageIndex):
         self.reader = READERS[document.model.kind](folder, document)
         self.is_removed = self.reader.is_removed
         # A missing package is an error on opening, not in the first query.
-        for segment in self.segments:
-            ann.require(segment.kind)
+        if self.segments:
+            proposers.require(document.model.kind)
         self.images = SourceImages(str(folder), document.sources)
         # Caches of this instance: a decorated method would keep every opened index alive.
         # A column of a million images has 1,024 groups of 1,024 rows.
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
         self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
         # Unbounded, because each query asks every segment.
-        open_segment = partial(ann.open_segment, folder / "ann", config=self.config, dim=self.dim)
-        self._segment = lru_cache(maxsize=None)(open_segment)
+        self._segment = lru_cache(maxsize=None)(partial(proposers.open_segment, folder, model=document.model))
         self._words = lru_cache(maxsize=1)(keywords.open_keywords)
         self.stored_columns = StoredColumns(folder, document.columns, self.num_rows)
         self.columns = self.stored_columns.schema
@@ -148,7 +148,7 @@ class FolderIndex(ImageIndex):
         """The scores and the rows of the k images nearest to each query, as `stored.best_of` gives them, exact over the
         stored vectors: cosines, or MaxSims of a late index, whose queries are Q x L x D. Safe to call from threads.
 
-        With a condition, all rows that meet it are compared; graphs and codes are not used.
+        With a condition, all rows that meet it are compared; codes and centroids are not used.
         ValueError for queries that are not finite numbers of these shapes, and for k below 1. InputError for a
         condition on unknown columns.
         """
@@ -178,8 +178,7 @@ class FolderIndex(ImageIndex):
 
     def _candidates_in(self, segment: Segment, queries_QD: Floats, k: int) -> list[Rows]:
         """Candidate rows of a segment that were not removed; at least k, if it has as many."""
-        # Twice k, because graphs and codes order the best only roughly.
-        count = min(max(self.config.candidates, 2 * k), segment.rows)
+        count = min(self._segment(segment).num_candidates(k), segment.rows)
         is_gone = self.is_removed[segment.first_row : segment.stop]
         enough = min(k, segment.rows - int(is_gone.sum()))
         while True:

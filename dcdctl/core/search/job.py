@@ -34,7 +34,7 @@ SearchSets = Annotated[
     list[str] | None,
     configures(
         "--set",
-        "Override a search setting: kind=flat, keywords=true, exif=place; repeatable.",
+        "Override a search setting: keywords=true, exif=place; repeatable.",
         "KEY=VALUE",
         is_keyword=False,
     ),

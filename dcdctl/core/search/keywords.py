@@ -33,7 +33,7 @@ from dcdctl.core.search import part_files
 from dcdctl.core.search.entries import SealedFile, WordFiles
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.sources import SourceImages
-from dcdctl.core.search.storage import INDEX, IndexDocument, mapped_arrays, removed_rows, save_array
+from dcdctl.core.search.storage import INDEX, IndexDocument, mapped_arrays, removed_rows, save_arrays
 
 K1, B = 1.2, 0.75
 """Lucene's defaults; they are not tuned here."""
@@ -193,9 +193,9 @@ def _write(folder: Path, generation: int, words_R: Sequence[Sequence[str]], num_
     writers: dict[str, Callable[[Path], object]] = {
         "words.parquet": lambda path: pq.write_table(table, path, compression="zstd"),
         "vocabulary.txt": lambda path: path.write_text(lines, encoding="utf-8", newline="\n"),
-        "starts.npy": partial(save_array, keywords.starts_W),
-        "rows.npy": partial(save_array, keywords.rows_W),
-        "scores.npy": partial(save_array, keywords.scores_W),
+        "starts.npy": partial(save_arrays, [keywords.starts_W]),
+        "rows.npy": partial(save_arrays, [keywords.rows_W]),
+        "scores.npy": partial(save_arrays, [keywords.scores_W]),
     }
     entries = {}
     for name, write in writers.items():

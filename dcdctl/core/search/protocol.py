@@ -67,7 +67,7 @@ class ImageIndex(ABC):
     fingerprint: str
     """The digest of the model that made the vectors."""
     kind: str
-    """How it is searched, such as hnsw or postgresql."""
+    """How it is searched: flat, codes, centroids, or the name of a store."""
     num_images: int
     columns: pa.Schema
     """The columns that conditions may read, besides `where.BUILT_IN`; the types are keys of `where.TYPES`."""
@@ -75,7 +75,7 @@ class ImageIndex(ABC):
     stored_type: StoredType
     """What it stores of an image."""
     compares_all: bool = False
-    """Whether a search compares all images, in place of the candidates of graphs and codes."""
+    """Whether a search compares all images, in place of the candidates of codes or centroids."""
     all_copies: bool = False
     """Whether copies and look-alikes are hits of their own."""
     query_model: str | None = None

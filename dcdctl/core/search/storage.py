@@ -7,7 +7,7 @@
         could be made; its graph reads the weights of INDEX/model
     INDEX/text-N/                          that of a query encoder, in its place
     INDEX/vectors/part-00000.parquet ...   one row per image, in source order
-    INDEX/ann/...                          graphs or codes over ranges of rows; none for small indices
+    INDEX/ann/...                          codes or centroids of ranges of rows; none for small indices
     INDEX/keywords/...                     words of captions and file names, for hybrid search; none without the setting
     INDEX/removed-N.npy, skipped-N.json    removed rows; image files that could not be read
     INDEX/columns-N.parquet                the columns of images, if there are any: one row per image, removed ones too
@@ -50,7 +50,7 @@ from dcdctl.core.search.entries import (
     TextSide,
     WordFiles,
 )
-from dcdctl.core.search.exact import Element, Elements
+from dcdctl.core.search.exact import Element
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.stored import STORED, StoredTokens, StoredType
 
@@ -60,7 +60,7 @@ IN_LIBRARY = "index"
 """The folder of the index in a library of `dcdctl photos`."""
 INDEX = Kind(
     name="index",
-    format=3,
+    format=4,
     seal_file=INDEX_FILE,
     # An index changes, so a plan would say nothing of what it is later.
     keeps_plan=False,
@@ -90,8 +90,6 @@ class IndexDocument:
     """Counts the changes. It is in the names of new files, so that the files of the index before stay intact."""
     images: Natural = 0
     """Without removed ones."""
-    kind: str = "flat"
-    """How the segments are searched; flat without segments."""
     model: IndexedModel
     precision: str
     settings: IndexConfig
@@ -199,7 +197,7 @@ def _other_error(folder: Path) -> MissingError | None:
 
 def _check(document: IndexDocument) -> None:
     """ConfigError for entries of index.json that do not fit each other."""
-    rows, removed, kind = document.num_rows, document.removed, document.settings.kind
+    rows, removed = document.num_rows, document.removed
     parts, segments, words = document.parts, document.segments, document.keywords
     for file in (*(part.file for part in parts), *(segment.file for segment in segments)):
         if not FILE_NAME.admits(file):
@@ -212,12 +210,9 @@ def _check(document: IndexDocument) -> None:
         "images": document.images == rows - removed.count,
         "removed": (removed.file is None) == (removed.count == 0),
         "skipped": (document.skipped.file is None) == (document.skipped.count == 0),
-        "kind": document.kind == (kind if segments else "flat") and kind in document.stored_type.kinds,
         "settings.dims": document.settings.dims in (None, document.model.dim),
         "parts": names == sorted(set(names)) and all(map(document.is_part, parts)),
-        "segments": starts == stops[:-1]
-        and stops[-1] <= rows
-        and all(each.rows > 0 and each.kind == kind for each in segments),
+        "segments": starts == stops[:-1] and stops[-1] <= rows and all(each.rows > 0 for each in segments),
         "columns": document.columns is None or document.columns.rows <= rows,
         "image_files": document.image_files is None or document.image_files.rows <= rows,
         "keywords": words is None or (words.num_rows, words.removed) == (rows, removed.count),
@@ -279,11 +274,12 @@ def mapped_arrays(path: Path, *expected: tuple[Any, tuple[int | None, ...]]) -> 
         raise INDEX.damaged(path, str(error)) from error
 
 
-def save_array(array: Elements, path: Path) -> None:
-    """Write a .npy file of any name."""
+def save_arrays(arrays: Sequence[NDArray[Any]], path: Path) -> None:
+    """Write a file of any name, which `mapped_arrays` reads."""
     # An open file, because np.save appends .npy to other names.
     with path.open("wb") as file:
-        np.save(file, array)
+        for array in arrays:
+            np.save(file, array)
 
 
 def text_side_note(document: IndexDocument) -> str:

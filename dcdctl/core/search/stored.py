@@ -37,8 +37,6 @@ class StoredVectors:
     """What has a vector, after a number of numbers: "512 numbers each"."""
     score_name: ClassVar = "cosine"
     """What a score is called beside its number."""
-    kinds: ClassVar = ("flat", "hnsw", "int8", "binary")
-    """The kinds of index that search these vectors (`IndexConfig.kind`)."""
     defaults: ClassVar = ()
     """Settings of a new index, unless the user sets them."""
     query_axes: ClassVar = 2
@@ -132,9 +130,8 @@ class StoredTokens:
     made_by: ClassVar = "late-interaction model"
     per: ClassVar = "per token"
     score_name: ClassVar = "MaxSim"
-    kinds: ClassVar = ("flat", "centroids")
     # Measured: docs/indexing.md.
-    defaults: ClassVar = ("kind=centroids", "flat_up_to=2000", "candidates=200")
+    defaults: ClassVar = ("flat_up_to=2000",)
     query_axes: ClassVar = 3
     """Queries are Q x L x D."""
     # The largest of negated products is not the negated largest one.
