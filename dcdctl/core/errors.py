@@ -34,7 +34,7 @@ EXTRAS = {
     "siglip": ("sentencepiece>=0.2", "protobuf>=4"),
     "onnx": ("onnx>=1.19", "onnxruntime>=1.27", "onnxscript>=0.7"),
     "eccv": ("eccv-caption>=0.1",),
-    "index": ("faiss-cpu>=1.13", "onnx>=1.19", "onnxruntime>=1.27"),
+    "index": ("faiss-cpu>=1.15", "onnx>=1.19", "onnxruntime>=1.27"),
     "hybrid": ("bm25s>=0.2.10",),
     "postgres": ("psycopg[binary]>=3.2",),
     "lancedb": ("lancedb>=0.39",),

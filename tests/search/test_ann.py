@@ -9,7 +9,8 @@ import pytest
 from made_index import exact, unit_vectors, write_index
 from tiny import contents
 
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import InputError, MissingError
+from dcdctl.core.search import FolderIndex
 from dcdctl.core.search.codes import Codes
 from dcdctl.core.search.entries import Segment
 from dcdctl.core.search.exact import spread_over
@@ -123,6 +124,12 @@ def test_a_failed_segment_stops_the_others(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"codes-0+300-300-1"):
         write_index(tmp_path, PARTS, **CODES)
     assert not (tmp_path / "index.json").exists()
+
+
+def test_an_older_faiss_is_an_error_before_it_reads_codes(codes, monkeypatch):
+    monkeypatch.setattr("faiss.__version__", "1.14.2")
+    with pytest.raises(MissingError, match=r"need faiss 1\.15 or newer, and 1\.14\.2 is installed; pip install"):
+        FolderIndex.open(codes.folder).nearest(QUERIES[:1], 3)
 
 
 def plain_codes(vectors_RD, queries_QD, rotation_DD, center_D):

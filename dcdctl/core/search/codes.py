@@ -1,10 +1,8 @@
 """Codes of one bit a number, which propose candidates among all vectors of a segment: RaBitQ (Gao & Long 2024,
 arXiv 2405.12497), as faiss computes and compares it (`IndexRaBitQFastScan`).
 
-They take an eighth of a byte a number and 8 bytes a vector, are made in 3 s for a million vectors, and are all read by
-each query, so which vectors are found does not depend on where a query comes from, as with graphs and lists
-(docs/indexing.md has the comparison). faiss never opens a file: its codes are an array of bytes, and any bytes are
-codes.
+They take an eighth of a byte a number and 8 bytes a vector, and are all read by each query; docs/indexing.md compares
+them with graphs and lists. faiss never opens a file: its codes are an array of bytes, and any bytes are codes.
 
 Shape letters: Q queries, R rows, D width, C candidates, K best.
 """
@@ -20,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dcdctl.core.errors import MissingError, install_command
 from dcdctl.core.progress import Advance
 from dcdctl.core.search.exact import ROUNDING, Floats, Rows, spread_over
 from dcdctl.core.search.index_config import IndexConfig
@@ -29,6 +28,8 @@ HELD_OUT, BEST, SHARE = 200, 10, 0.995
 """Vectors that choose the number of candidates: it holds at least this share of their best ten."""
 MARGIN = 3
 """Texts are further from images than images are: a query takes so many times the candidates."""
+OLDEST = (1, 15)
+"""The version of faiss whose codes these are."""
 MOST = 1000
 """Candidates that are tried at most."""
 Blocks = Callable[[], Iterator[Any]]
@@ -90,13 +91,18 @@ class Codes:
 
 
 def _faiss() -> Any:
-    """faiss, beside torch in one process."""
+    """faiss, beside torch in one process; MissingError for a version that lays out codes in another way."""
     is_mac = sys.platform == "darwin"
     if is_mac:
         # Each brings an OpenMP of its own there, and the second one ends the process (faiss-wheels, issue 73).
         os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
     import faiss
 
+    if tuple(map(int, faiss.__version__.split(".")[:2])) < OLDEST:
+        # Tried: 1.13 ends the process by a signal.
+        needed = ".".join(map(str, OLDEST))
+        message = f"the codes of an index need faiss {needed} or newer, and {faiss.__version__} is installed"
+        raise MissingError(message, hint=install_command("index"))
     if is_mac:
         faiss.omp_set_num_threads(1)  # two pools of threads crash
     return faiss

@@ -1,5 +1,5 @@
 """What is stored of the images of an index, read from its files by row, and the candidates of a search among rows that
-no graph or codes cover.
+no segment covers.
 
 Shape letters: Q queries, R rows, D width.
 """

@@ -31,8 +31,6 @@ class StoredVectors:
 
     data: Half
     """R x D, as the files have them."""
-    made_by: ClassVar = "dual encoder"
-    """The kind of model, in words."""
     per: ClassVar = "each"
     """What has a vector, after a number of numbers: "512 numbers each"."""
     score_name: ClassVar = "cosine"
@@ -127,7 +125,6 @@ class StoredTokens:
     """The tokens of all images one after another, in the format of their codes."""
     counts_R: Rows
     """Tokens of each image, at least one."""
-    made_by: ClassVar = "late-interaction model"
     per: ClassVar = "per token"
     score_name: ClassVar = "MaxSim"
     # Measured: docs/indexing.md.
