@@ -99,7 +99,7 @@ def _faiss() -> Any:
     import faiss
 
     if tuple(map(int, faiss.__version__.split(".")[:2])) < OLDEST:
-        # Tried: 1.13 ends the process by a signal.
+        # Not tried with an older one, but for 1.13: tests that made codes ended by a signal.
         needed = ".".join(map(str, OLDEST))
         message = f"the codes of an index need faiss {needed} or newer, and {faiss.__version__} is installed"
         raise MissingError(message, hint=install_command("index"))
